@@ -1,0 +1,3 @@
+"""Live migration of guest RAM over TCP, in QEMU's RAM record framing."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,212 @@
+"""The contract of the kernel: what `_native` (C) and `reference` (pure Python) both provide.
+
+Pages are named by their number in *page space*: one row of page numbers over all RAM blocks. Each block
+starts at a multiple of `stripe_pages`, so stripe `k` is page // stripe_pages and belongs to lane k % lanes;
+numbers between a block's last page and the next block's first are gaps and never used.
+
+Bitmaps are `bytearray`s, bit `p & 7` of byte `p >> 3` (the layout of u64 little-endian words), at least
+`bitmap_bytes(total_pages)` long, a multiple of 8 bytes. Digest arrays are `bytearray`s of 16 bytes a page:
+two u64, little-endian, low half first. 128-bit numbers are Python ints; sums are modulo 2**128.
+
+Nothing here keeps a reference to a buffer beyond the call. All batch calls drop the GIL; the caller sees to
+it that nobody changes the same bits, digests or cache meanwhile (a lane owns its stripes).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from migrate.kernel.results import ApplyResult, FillResult
+
+IMPLEMENTATION: str  # "native" or "reference"
+
+def bitmap_bytes(pages: int) -> int:
+    """Length in bytes of a bitmap of that many pages (a multiple of 8)."""
+
+def max_records(page_size: int) -> int:
+    """Most page records a batch may hold: 2048, less for pages above 4096 so that 8 MiB of pages suffice."""
+
+class Keys:
+    """Digest keys of one migration, expanded from its 32-byte seed.
+
+    Page digest: NH over 64-bit little-endian words, `sum((m[2i] + k[2i]) * (m[2i+1] + k[2i+1]))` modulo
+    2**128, the inner additions modulo 2**64; k is `shake_256(b"migrate page key" + seed)`, page_size bytes.
+    Two different pages collide with probability at most 2**-64 for who does not know the key.
+    Term of a page: `(lo + a) * (hi + b)` modulo 2**128 with a, b = SipHash-2-4 of 2*page and 2*page + 1
+    (8 bytes little-endian) under `shake_256(b"migrate root key" + seed)`, 16 bytes; additions modulo 2**64.
+    The sum of the terms of all pages is the root: NH again, over the digests.
+    """
+
+    def __init__(self, seed: bytes, page_size: int) -> None:
+        """Raises ValueError: seed not 32 bytes; page_size not a power of two in 1024…65536."""
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def zero_digest(self) -> int:
+        """Digest of a page of zeros."""
+    def page_digest(self, page: bytes | bytearray | memoryview) -> int: ...
+    def term(self, page: int, digest: int) -> int: ...
+
+class RamBlock(NamedTuple):
+    """One block as the kernel sees it. Lives in `migrate.kernel.results`; shown here for the reader."""
+
+    name: bytes  # 1…255 bytes
+    fd: int
+    first_page: int  # multiple of stripe_pages
+    pages: int
+
+class Ram:
+    """The blocks of a migration: names, open descriptors, places in page space."""
+
+    def __init__(self, page_size: int, stripe_pages: int, blocks: Sequence[RamBlock]) -> None:
+        """Raises ValueError: bad name, overlap, first_page off a stripe, stripe_pages not a multiple of 64."""
+    @property
+    def total_pages(self) -> int:
+        """End of page space (gaps included): the length that bitmaps and digest arrays need."""
+
+class PageCache:
+    """The page cache that both ends hold; only what is in the stream changes it.
+
+    Index entry 32 bytes a slot (page, age, flags, 128-bit term) beside page_size bytes of data; all of it
+    within `budget`. Rule "default": `slots = budget // (page_size + 32)`, 8 ways; the number of sets is
+    slots // 8, made odd by taking one away (fewer than 8 slots: one set of that many ways);
+    set = page % sets; ways of a set are looked at in ascending order. Rule "qemu": direct-mapped, slots = largest
+    power of two that fits, slot = page % slots. Zero slots is allowed: a cache that never holds anything.
+
+    `put`, rule "default": a held page gets the new content and age = round, in every stage. A page not held
+    is stored: stage BULK: only in an empty way, with age 0; ROUND: in the first empty way, else in place of the entry
+    with the smallest age (first of equals) if that age is 0 or age + 2 <= round; LAST: never. With
+    `zero=True` a page not held is never stored.
+    Rule "qemu" (qemu-ram-stream.md 3.6-3.8): stage BULK and LAST: nothing changes; ROUND: as its insert,
+    zero pages too: a held page is replaced with age = round; else refused if the slot has an entry of another page
+    with age + 2 > round.
+    """
+
+    def __init__(self, keys: Keys, budget: int, rule: str) -> None:
+        """Raises ValueError: rule not "default" or "qemu"; MemoryError."""
+    @property
+    def slots(self) -> int: ...
+    @property
+    def entries(self) -> int: ...
+    @property
+    def bytes_allocated(self) -> int: ...
+    @property
+    def rule(self) -> str: ...
+    @property
+    def digest(self) -> int:
+        """sum(term * (2 * age + 1)) over the entries, modulo 2**128, kept incrementally."""
+    def get(self, page: int) -> bytes | None:
+        """Content held for the page; changes nothing."""
+    def put(self, page: int, content: bytes, round: int, stage: int, *, zero: bool = False) -> bool:
+        """Apply the rule to a page that is in the stream. True if the page is held afterwards *with this content*."""
+    def touch(self, page: int, round: int) -> bool:
+        """Set the age of a held page to round (rule "qemu": the record of length 0). False if not held."""
+    def clear(self) -> None: ...
+    def items(self) -> list[tuple[int, int, bytes]]:
+        """(page, age, content) of every entry in slot order."""
+
+def fill(
+    ram: Ram,
+    keys: Keys,
+    digests: bytearray,
+    cache: PageCache | None,
+    pending: bytearray,
+    owed: bytearray,
+    start: int,
+    out: bytearray | memoryview,
+    limit: int,
+    sent: bytearray,
+    round: int,
+    stage: int,
+) -> FillResult:
+    """Source: turn pages of `pending | owed`, ascending from page `start`, into RAM records in `out`.
+
+    Each page is read once (preadv) into private memory; zero test, unchanged test, delta, digest and cache
+    all use that copy, and it is what goes out. For each page, in order:
+
+    * unchanged, i.e. not owed and its digest is the one in `digests`: nothing is emitted or touched (rule
+      "qemu": only when the cache holds the page and stage is not BULK: an XBZRLE record of length 0 goes out and
+      `touch` is done; a page it does not hold, or any page in stage BULK, is sent in the normal way);
+    * zero: ZERO record with fill 0, `cache.put(zero=True)`;
+    * held by the cache (rule "qemu": and stage not BULK): XBZRLE if the delta (gaps of up to 2 unchanged bytes inside a run)
+      has at most page_size - 4 bytes, else PAGE, counted as overflow; both `put` the page. Under rule "qemu" in stage LAST the cache is read and not written;
+    * else PAGE; counted as miss when there is a cache and stage is not BULK; `cache.put`.
+
+    Emitted or unchanged, the page's bit is cleared in pending and owed, and its digest written to `digests`.
+    Stops when no page is left (`finished`), before `limit` bytes or `max_records` records would be
+    exceeded. The first record names its block, later ones say CONTINUE until the block changes.
+    `sent` gets the page number of every record, u64 little-endian; it has 8 * max_records bytes.
+    No XBZRLE for pages of 16384 bytes and more.
+
+    Raises RamError: the file ended before the block did, or reading failed (message has block and offset).
+    ValueError: a buffer is too small (`out` and `limit` must have room for one named PAGE record).
+    """
+
+def apply(
+    ram: Ram,
+    keys: Keys,
+    digests: bytearray,
+    cache: PageCache | None,
+    body: bytes | bytearray | memoryview,
+    records: int,
+    digest_sum: int,
+    lane: int,
+    lanes: int,
+    round: int,
+    stage: int,
+    readback: bool,
+) -> ApplyResult:
+    """Destination: check and decode a batch body of RAM page records, then write it to RAM.
+
+    Two passes. First: parse, decode into private memory, digest; the cache follows by the same rules as in `fill`.
+    `sum(term(page, digest after apply))` over the records must equal `digest_sum` and their number `records`.
+    Only then: pwritev of contiguous runs, zero pages skipped where the digest is that of zero already;
+    with `readback`, each run is read back and its digests compared. Digests are recorded last.
+    In a body only ZERO, PAGE and XBZRLE (each with or without CONTINUE) are legal. The base of a delta is
+    the cache's copy, never RAM. An XBZRLE record of length 0 is `touch` (legal only for a held page under rule "qemu").
+
+    Raises RecordError; rule is one of: "truncated", "unknown-flags", "hook", "no-block", "unknown-block",
+    "bad-offset" (beyond the block), "wrong-lane", "zero-fill", "xbzrle-encoding" (id is not 1), "xbzrle-length",
+    "xbzrle-delta" (undecodable), "xbzrle-disabled" (no cache, page size, or rule "qemu" in stage BULK), "xbzrle-not-held", "too-many-records",
+    "record-count", "digest". After it the cache may have changed: the caller clears it (lane reset).
+    RamError: writing failed or was short (no space, truncated file); VerifyError: read back something else.
+    """
+
+def scan(ram: Ram, keys: Keys, digests: bytearray, first: int, count: int, dirty: bytearray) -> int:
+    """Read pages first…first+count-1 (of one block) and set the dirty bit where the digest differs.
+
+    Returns how many differ. Raises RamError as `fill`."""
+
+def digest_range(ram: Ram, keys: Keys, first: int, count: int, out: bytearray | memoryview) -> None:
+    """Digests of pages first…first+count-1 (of one block) as they are in RAM now, 16 bytes each. RamError as `fill`."""
+
+def zero_range(keys: Keys, digests: bytearray, first: int, count: int, dirty: bytearray) -> int:
+    """Set the dirty bit of each page whose digest is not that of zeros (the range is a hole now). Returns how many."""
+
+def root(keys: Keys, digests: bytearray, first: int, count: int) -> int:
+    """sum(term(p, digests[p])) over the pages of the range."""
+
+def set_digests(digests: bytearray, first: int, count: int, digest: int) -> None:
+    """Write one digest to a range of the array."""
+
+def bitmap_count(bitmap: bytearray) -> int: ...
+def bitmap_set_range(bitmap: bytearray, first: int, count: int) -> None: ...
+def bitmap_set_pages(bitmap: bytearray, pages: bytes | bytearray | memoryview, count: int) -> None:
+    """Set the bits of `count` page numbers (u64 little-endian). ValueError: a number beyond the bitmap."""
+def bitmap_next(bitmap: bytearray, start: int) -> int:
+    """First set bit at or after `start`, or -1."""
+def bitmap_or(target: bytearray, source: bytearray) -> None: ...
+def bitmap_select(
+    source: bytearray, target: bytearray, stripe_pages: int, lane: int, lanes: int
+) -> None:
+    """OR into target the bits of source whose stripe belongs to the lane."""
+
+def is_zero(data: bytes | bytearray | memoryview) -> bool: ...
+def crc32c(data: bytes | bytearray | memoryview, value: int = 0) -> int:
+    """CRC-32C (Castagnoli, reflected); `value` is the CRC of what came before. crc32c(b"123456789") == 0xE3069283."""
+def xbzrle_encode(old: bytes, new: bytes, limit: int, gap: int) -> bytes | None:
+    """Delta of two pages (equal length <= 16383). b"": unchanged. None: overflow by the rules A, B, C of
+    qemu-ram-stream.md 3.3 with `limit` as the capacity. Unchanged stretches of up to `gap` bytes between two changes
+    stay inside the run; gap 0 is QEMU's own form, byte for byte."""
+def xbzrle_decode(delta: bytes, page: bytearray) -> int:
+    """Apply a delta in place, return the end of the last change. ValueError: undecodable (section 3.4);
+    the page is then unchanged."""
