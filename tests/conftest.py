@@ -1,0 +1,141 @@
+"""What every test shares: both event loops, a seed that can be repeated, and nothing left behind.
+
+* A coroutine test runs twice, on asyncio's own loop and on uvloop.
+* `rng` is a `random.Random` whose seed stands in the report of a failure; `MIGRATE_TEST_SEED=…` repeats it.
+* `shm_dir` is a private directory in /dev/shm: RAM files on tmpfs, gone after the test.
+* No test may leave a child process or a file of ours in /dev/shm; processes that outlived their own parent
+  are found at the end of the run by a mark in their environment, which also names the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
+
+import hypothesis
+import pytest
+import uvloop
+
+SHM = Path("/dev/shm")
+SHM_PREFIX = "migrate"
+RUN_MARK = "MIGRATE_TEST_RUN"
+RUN_ID = secrets.token_hex(8)
+SEED = int(os.environ.get("MIGRATE_TEST_SEED") or secrets.randbits(32))
+
+# Speed is measured by bin/bench; here a slow machine must never be a failure.
+hypothesis.settings.register_profile("migrate", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("migrate")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Both loops the daemons may run on (the hook exists since pytest-asyncio 1.4)."""
+    del config, item
+    return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    del config
+    return f"random tests: MIGRATE_TEST_SEED={SEED}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    del call
+    report = yield
+    if report.failed and "rng" in getattr(item, "fixturenames", ()):
+        report.sections.append(("random seed", f"repeat with MIGRATE_TEST_SEED={SEED}"))
+    return report
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    del session
+    os.environ[RUN_MARK] = RUN_ID  # inherited by every process that a test starts
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Find what outlived its parent, name the test that began it, end it, and let the run fail."""
+    orphans = _marked_processes()
+    terminal = session.config.get_terminal_writer()
+    for pid, test in orphans.items():
+        terminal.line(f"\nleft behind: {_describe(pid)}, begun by {test}", red=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if orphans:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    """Random numbers that `MIGRATE_TEST_SEED` repeats."""
+    return random.Random(SEED)
+
+
+@pytest.fixture
+def shm_dir() -> Iterator[Path]:
+    """A private directory on tmpfs, removed after the test."""
+    path = Path(tempfile.mkdtemp(prefix=f"{SHM_PREFIX}-test-{RUN_ID}-", dir=SHM))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a child process or a file of ours in /dev/shm."""
+    children, files = _children(), _shm_files()
+    yield
+    left = [_describe(pid) for pid in sorted(_children() - children)]
+    left += [str(SHM / name) for name in sorted(_shm_files() - files)]
+    assert not left, f"left behind by the test: {', '.join(left)}"
+
+
+def _children() -> set[int]:
+    """Children of this process, zombies included; Python's own helper processes are not counted."""
+    found: set[int] = set()
+    for listing in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread ended meanwhile
+            found.update(map(int, listing.read_text().split()))
+    return {pid for pid in found if "multiprocessing." not in _describe(pid)}
+
+
+def _shm_files() -> set[str]:
+    """Our names in /dev/shm, without those of another run of the tests on this machine."""
+    foreign = f"{SHM_PREFIX}-test-"
+    own = f"{foreign}{RUN_ID}-"
+    names = (path.name for path in SHM.glob(f"{SHM_PREFIX}*"))
+    return {name for name in names if name.startswith(own) or not name.startswith(foreign)}
+
+
+def _describe(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        words = []
+    return f"process {pid} ({b' '.join(words).decode(errors='replace').strip() or 'already a zombie'})"
+
+
+def _marked_processes() -> dict[int, str]:
+    """Living processes begun by this run, other than itself: pid → the test that was running."""
+    mark = f"{RUN_MARK}={RUN_ID}".encode()
+    found: dict[int, str] = {}
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        pid = int(path.parent.name)
+        try:
+            variables = path.read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # ended, or somebody else's
+        if mark in variables and pid != os.getpid():
+            test = next((v for v in variables if v.startswith(b"PYTEST_CURRENT_TEST=")), b"=an unknown test")
+            found[pid] = test.partition(b"=")[2].decode(errors="replace")
+    return found
