@@ -1,0 +1,257 @@
+"""What a migration is asked to do: one frozen record a side, checked when it is made.
+
+Sizes are bytes, rates bytes a second, times seconds unless the name ends in `_ms`. A configuration that
+exists has been checked: the constructors raise `UsageError`, which names the option of the command line.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from migrate.errors import UsageError
+
+DEFAULT_BLOCK_NAME = "pc.ram"
+MIB = 1 << 20
+
+CacheRule = Literal["default", "qemu"]
+DirtyTrackerName = Literal["auto", "scan", "stop"]
+TimeoutAction = Literal["cancel", "pause"]
+SourceAfter = Literal["keep", "kill"]
+VerifyLevel = Literal["stream", "ram", "full"]
+
+CACHE_RULES: tuple[CacheRule, ...] = ("default", "qemu")
+DIRTY_TRACKERS: tuple[DirtyTrackerName, ...] = ("auto", "scan", "stop")
+TIMEOUT_ACTIONS: tuple[TimeoutAction, ...] = ("cancel", "pause")
+SOURCE_AFTERS: tuple[SourceAfter, ...] = ("keep", "kill")
+VERIFY_LEVELS: tuple[VerifyLevel, ...] = ("stream", "ram", "full")
+
+LONGEST_DOWNTIME_LIMIT_MS = 2_000_000  # QEMU's range, qemu-ram-stream.md 10.4
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Host name or numeric address, and TCP port."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `HOST:PORT` or `[IPV6]:PORT`. Raises ValueError."""
+        match = re.fullmatch(r"(?:\[([0-9A-Za-z:.%_-]+)\]|([^\[\]:\s]+)):(\d{1,5})", text, re.ASCII)
+        if match is None:
+            if text.count(":") > 1 and "[" not in text:
+                raise ValueError(f"{text!r}: an IPv6 address goes into brackets, as in [::1]:4444")
+            raise ValueError(f"{text!r} is not HOST:PORT, as in 192.0.2.7:4444 or [2001:db8::7]:4444")
+        port = int(match[3])
+        if port > 65535:
+            raise ValueError(f"{text!r}: a TCP port is at most 65535")
+        return cls(match[1] or match[2], port)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class RamSpec:
+    """One RAM block: its name on the wire and the file it lives in here."""
+
+    name: str
+    path: Path
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `PATH` (block `pc.ram`) or `NAME=PATH`; a path with a `=` in it starts with `/` or `./`.
+
+        Raises ValueError.
+        """
+        name, equals, path = text.partition("=")
+        if not equals or "/" in name:
+            name, path = DEFAULT_BLOCK_NAME, text
+        if not name:
+            raise ValueError(f"{text!r}: the block name before '=' is empty")
+        if not path:
+            raise ValueError(f"{text!r} has no path")
+        return cls(name, Path(path))
+
+
+@dataclass(frozen=True, slots=True)
+class SourceConfig:
+    """What `migrate-src` is asked to do.
+
+    Raises UsageError when made of values that cannot work (`validate_source`).
+    """
+
+    to: Address
+    ram: tuple[RamSpec, ...]
+    xbzrle_cache_size: int = 64 * MIB
+    """Data and index of all lanes together; 0: no XBZRLE."""
+    xbzrle_cache_rule: CacheRule = "default"
+    guest_pid: int | None = None
+    pause_cmd: str | None = None
+    resume_cmd: str | None = None
+    state_cmd: str | None = None
+    dirty_tracker: DirtyTrackerName = "auto"
+    downtime_limit_ms: int = 300
+    max_bandwidth: int = 0
+    """0: unlimited."""
+    switchover_bandwidth: int = 0
+    """The limit while the guest is paused; 0: unlimited."""
+    max_rounds: int = 30
+    timeout: float = 0.0
+    """0: none."""
+    timeout_action: TimeoutAction = "cancel"
+    """At the timeout or after the last round: give up, or pause the guest and send whatever is left."""
+    source_after: SourceAfter = "keep"
+    verify: VerifyLevel = "ram"
+    check: bool = False
+    json: bool = False
+    lanes: int = 1
+    page_size: int = 4096
+    keepalive_timeout: float = 10.0
+    reconnect_timeout: float = 60.0
+    """0: a broken connection ends the migration at once."""
+
+    def __post_init__(self) -> None:
+        validate_source(self)
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationConfig:
+    """What `migrate-dst` is asked to do.
+
+    Raises UsageError when made of values that cannot work (`validate_destination`).
+    """
+
+    listen: Address
+    ram: tuple[RamSpec, ...] = ()
+    xbzrle_cache_limit: int = 256 * MIB
+    """What a source may ask for at most; 0: no XBZRLE."""
+    on_prepare: str | None = None
+    on_commit: str | None = None
+    once: bool = False
+    json: bool = False
+    keepalive_timeout: float = 10.0
+    reconnect_timeout: float = 60.0
+    hook_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        validate_destination(self)
+
+
+def validate_source(config: SourceConfig) -> None:
+    """Raise UsageError, naming the option, if the values or their combination cannot work."""
+    if config.to.port == 0:
+        raise UsageError("--to: port 0 is not a port one can connect to")
+    if not config.ram:
+        raise UsageError("--ram: name at least one RAM file")
+    _check_blocks(config.ram)
+    _check_member("--dirty-tracker", config.dirty_tracker, DIRTY_TRACKERS)
+    _check_member("--timeout-action", config.timeout_action, TIMEOUT_ACTIONS)
+    _check_member("--source-after", config.source_after, SOURCE_AFTERS)
+    _check_member("--verify", config.verify, VERIFY_LEVELS)
+    _check_member("--xbzrle-cache-rule", config.xbzrle_cache_rule, CACHE_RULES)
+    if not (1024 <= config.page_size <= 65536 and config.page_size.bit_count() == 1):
+        raise UsageError(f"page size {config.page_size}: a power of two from 1024 to 65536")
+    if config.lanes < 1:
+        raise UsageError(f"lanes {config.lanes}: at least 1")
+    _check_cache("--xbzrle-cache-size", config.xbzrle_cache_size, config.page_size)
+    _check_guest_control(config)
+    if not 0 <= config.downtime_limit_ms <= LONGEST_DOWNTIME_LIMIT_MS:
+        raise UsageError(f"--downtime-limit {config.downtime_limit_ms}: 0 to {LONGEST_DOWNTIME_LIMIT_MS} ms")
+    _check_bandwidth("--max-bandwidth", config.max_bandwidth, config.page_size)
+    _check_bandwidth("--switchover-bandwidth", config.switchover_bandwidth, config.page_size)
+    if config.max_rounds < 1:
+        raise UsageError(f"--max-rounds {config.max_rounds}: at least 1")
+    _check_seconds("--timeout", config.timeout, zero_allowed=True)
+    _check_seconds("--keepalive-timeout", config.keepalive_timeout)
+    _check_seconds("--reconnect-timeout", config.reconnect_timeout, zero_allowed=True)
+
+
+def validate_destination(config: DestinationConfig) -> None:
+    """Raise UsageError, naming the option, if the values or their combination cannot work."""
+    _check_blocks(config.ram)
+    _check_cache("--xbzrle-cache-limit", config.xbzrle_cache_limit, page_size=1024)
+    _check_command("--on-prepare", config.on_prepare)
+    _check_command("--on-commit", config.on_commit)
+    _check_seconds("--keepalive-timeout", config.keepalive_timeout)
+    _check_seconds("--reconnect-timeout", config.reconnect_timeout, zero_allowed=True)
+    _check_seconds("hook timeout", config.hook_timeout)
+
+
+def _check_blocks(ram: tuple[RamSpec, ...]) -> None:
+    for spec in ram:
+        if not 1 <= len(spec.name.encode()) <= 255 or not spec.name.isprintable():
+            raise UsageError(f"--ram: block name {spec.name!r} must be 1 to 255 printable bytes")
+    name, count = Counter(spec.name for spec in ram).most_common(1)[0] if ram else ("", 0)
+    if count > 1:
+        raise UsageError(
+            f"--ram: block {name!r} is given {count} times; several blocks are --ram NAME=PATH each"
+        )
+    path, count = Counter(spec.path for spec in ram).most_common(1)[0] if ram else (Path(), 0)
+    if count > 1:
+        raise UsageError(f"--ram: {path} is given for {count} blocks; every block has a file of its own")
+
+
+def _check_guest_control(config: SourceConfig) -> None:
+    for option, command in (
+        ("--pause-cmd", config.pause_cmd),
+        ("--resume-cmd", config.resume_cmd),
+        ("--state-cmd", config.state_cmd),
+    ):
+        _check_command(option, command)
+    if config.guest_pid is not None:
+        if config.guest_pid < 1:
+            raise UsageError(f"--guest-pid {config.guest_pid} is not a process id")
+        if config.pause_cmd is not None or config.resume_cmd is not None:
+            option = "--pause-cmd" if config.pause_cmd is not None else "--resume-cmd"
+            raise UsageError(
+                f"--guest-pid and {option} exclude each other: choose one way to pause the guest"
+            )
+    if config.pause_cmd is not None and config.resume_cmd is None:
+        raise UsageError(
+            "--pause-cmd needs --resume-cmd: a failed migration must be able to resume the guest"
+        )
+    if config.resume_cmd is not None and config.pause_cmd is None:
+        raise UsageError("--resume-cmd needs --pause-cmd")
+    if config.source_after == "kill" and config.guest_pid is None:
+        raise UsageError("--source-after kill needs --guest-pid: it says which process to kill")
+
+
+def _check_command(option: str, command: str | None) -> None:
+    if command is not None and not command.strip():
+        raise UsageError(f"{option}: the command is empty")
+    if command is not None and "\0" in command:
+        raise UsageError(f"{option}: the command has a NUL byte in it")
+
+
+def _check_member(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{option} {value}: choose one of {', '.join(allowed)}")
+
+
+def _check_cache(option: str, size: int, page_size: int) -> None:
+    if size < 0:
+        raise UsageError(f"{option} {size}: 0 (no XBZRLE) or more")
+    if 0 < size < 2 * page_size:  # `64` typed for `64M`
+        raise UsageError(f"{option}: {size} bytes cannot hold a page; 64M is 64 MiB, 0 turns XBZRLE off")
+
+
+def _check_bandwidth(option: str, rate: int, page_size: int) -> None:
+    if rate < 0:
+        raise UsageError(f"{option} {rate}: 0 (unlimited) or more")
+    if 0 < rate < page_size:  # `100` typed for `100M`
+        raise UsageError(
+            f"{option}: {rate} bytes a second is less than a page; 100M is 100 MiB/s, 0 is unlimited"
+        )
+
+
+def _check_seconds(option: str, value: float, *, zero_allowed: bool = False) -> None:
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
+        least = "0 or more" if zero_allowed else "more than 0"
+        raise UsageError(f"{option} {value:g}: seconds, {least}")
