@@ -34,9 +34,7 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ValueError(
-            f"{text!r} is not a size; write for instance 4096, 64M or 1.5G (binary: 1M = 2^20 bytes)"
-        )
+        raise ValueError(f"{text!r} is not a size; write for instance 4096, 64M or 1.5G (1M = 2^20 bytes)")
     return _scaled(match[1], _BINARY[(match[2] or "").upper()], text)
 
 
@@ -56,7 +54,7 @@ def parse_rate(text: str) -> int:
         return parse_size(re.sub(r"/s\Z", "", stripped))
     except ValueError:
         raise ValueError(
-            f"{text!r} is not a rate; write for instance 200M (bytes a second, 1M = 2^20) or 100Mbit (10^8 bits)"
+            f"{text!r} is not a rate; write for instance 200M (bytes a second, 1M = 2^20) or 100Mbit"
         ) from None
 
 

@@ -1,0 +1,1 @@
+"""The daemons: asyncio, sockets, lane threads, signals, guest control, hooks."""
