@@ -2,11 +2,17 @@
 
 Pages are named by their number in *page space*: one row of page numbers over all RAM blocks. Each block
 starts at a multiple of `stripe_pages`, so stripe `k` is page // stripe_pages and belongs to lane k % lanes;
-numbers between a block's last page and the next block's first are gaps and never used.
+numbers between a block's last page and the next block's first are gaps and never used (bits set there are
+ignored by `fill` and stay).
 
 Bitmaps are `bytearray`s, bit `p & 7` of byte `p >> 3` (the layout of u64 little-endian words), at least
 `bitmap_bytes(total_pages)` long, a multiple of 8 bytes. Digest arrays are `bytearray`s of 16 bytes a page:
 two u64, little-endian, low half first. 128-bit numbers are Python ints; sums are modulo 2**128.
+
+Arguments that cannot be right raise ValueError (sizes, ranges, stages, a cache or Ram of another page size
+than the keys') or TypeError before anything is done: round is 0…2**32-1, stage 1…3, 0 <= lane < lanes, page
+numbers below 2**48, bitmaps a multiple of 8 bytes, two bitmaps of one call equally long, ranges inside their
+array or block, count may be 0.
 
 Nothing here keeps a reference to a buffer beyond the call. All batch calls drop the GIL; the caller sees to
 it that nobody changes the same bits, digests or cache meanwhile (a lane owns its stripes).
@@ -23,7 +29,7 @@ def bitmap_bytes(pages: int) -> int:
     """Length in bytes of a bitmap of that many pages (a multiple of 8)."""
 
 def max_records(page_size: int) -> int:
-    """Most page records a batch may hold: 2048, less for pages above 4096 so that 8 MiB of pages suffice."""
+    """Most page records a batch may hold: min(2048, 8 MiB // page_size). ValueError: no legal page size."""
 
 class Keys:
     """Digest keys of one migration, expanded from its 32-byte seed.
@@ -58,10 +64,13 @@ class Ram:
     """The blocks of a migration: names, open descriptors, places in page space."""
 
     def __init__(self, page_size: int, stripe_pages: int, blocks: Sequence[RamBlock]) -> None:
-        """Raises ValueError: bad name, overlap, first_page off a stripe, stripe_pages not a multiple of 64."""
+        """Raises ValueError: bad name (not 1…255 bytes, or twice), overlap, first_page off a stripe,
+        stripe_pages not a positive multiple of 64, pages < 1, fd < 0, page_size not a power of two in
+        1024…65536. Any order of blocks, and none at all, is legal."""
     @property
     def total_pages(self) -> int:
-        """End of page space (gaps included): the length that bitmaps and digest arrays need."""
+        """End of page space (gaps included), first_page + pages of the last block, 0 without blocks: the
+        length that bitmaps and digest arrays need."""
 
 class PageCache:
     """The page cache that both ends hold; only what is in the stream changes it.
@@ -69,16 +78,18 @@ class PageCache:
     Index entry 32 bytes a slot (page, age, flags, 128-bit term) beside page_size bytes of data; all of it
     within `budget`. Rule "default": `slots = budget // (page_size + 32)`, 8 ways; the number of sets is
     slots // 8, made odd by taking one away (fewer than 8 slots: one set of that many ways);
-    set = page % sets; ways of a set are looked at in ascending order. Rule "qemu": direct-mapped, slots = largest
-    power of two that fits, slot = page % slots. Zero slots is allowed: a cache that never holds anything.
+    set = page % sets; ways of a set are looked at in ascending order. Rule "qemu": direct-mapped, slots =
+    largest power of two that fits, slot = page % slots. Zero slots is allowed: a cache that never holds
+    anything.
+    `slots` is what is really there (default: sets * ways), `bytes_allocated` is slots * (page_size + 32).
 
     `put`, rule "default": a held page gets the new content and age = round, in every stage. A page not held
-    is stored: stage BULK: only in an empty way, with age 0; ROUND: in the first empty way, else in place of the entry
-    with the smallest age (first of equals) if that age is 0 or age + 2 <= round; LAST: never. With
+    is stored: stage BULK: only in an empty way, with age 0; ROUND: in the first empty way, else in place of
+    the entry with the smallest age (first of equals) if that age is 0 or age + 2 <= round; LAST: never. With
     `zero=True` a page not held is never stored.
     Rule "qemu" (qemu-ram-stream.md 3.6-3.8): stage BULK and LAST: nothing changes; ROUND: as its insert,
-    zero pages too: a held page is replaced with age = round; else refused if the slot has an entry of another page
-    with age + 2 > round.
+    zero pages too: a held page is replaced with age = round; else refused if the slot has an entry of another
+    page with age + 2 > round.
     """
 
     def __init__(self, keys: Keys, budget: int, rule: str) -> None:
@@ -97,9 +108,11 @@ class PageCache:
     def get(self, page: int) -> bytes | None:
         """Content held for the page; changes nothing."""
     def put(self, page: int, content: bytes, round: int, stage: int, *, zero: bool = False) -> bool:
-        """Apply the rule to a page that is in the stream. True if the page is held afterwards *with this content*."""
+        """Apply the rule to a page that is in the stream. True if the page is held afterwards *with this
+        content* (so also True where the rule wrote nothing but the same content is held already)."""
     def touch(self, page: int, round: int) -> bool:
-        """Set the age of a held page to round (rule "qemu": the record of length 0). False if not held."""
+        """Set the age of a held page to round, under either rule (rule "qemu": the record of length 0, in
+        stage LAST too: only contents are frozen there). False if not held."""
     def clear(self) -> None: ...
     def items(self) -> list[tuple[int, int, bytes]]:
         """(page, age, content) of every entry in slot order."""
@@ -124,21 +137,32 @@ def fill(
     all use that copy, and it is what goes out. For each page, in order:
 
     * unchanged, i.e. not owed and its digest is the one in `digests`: nothing is emitted or touched (rule
-      "qemu": only when the cache holds the page and stage is not BULK: an XBZRLE record of length 0 goes out and
-      `touch` is done; a page it does not hold, or any page in stage BULK, is sent in the normal way);
+      "qemu": only when the cache holds the page and stage is not BULK: an XBZRLE record of length 0 goes out
+      and `touch` is done; a page it does not hold, or any page in stage BULK, is sent in the normal way);
     * zero: ZERO record with fill 0, `cache.put(zero=True)`;
-    * held by the cache (rule "qemu": and stage not BULK): XBZRLE if the delta (gaps of up to 2 unchanged bytes inside a run)
-      has at most page_size - 4 bytes, else PAGE, counted as overflow; both `put` the page. Under rule "qemu" in stage LAST the cache is read and not written;
+    * held by the cache (rule "qemu": and stage not BULK): XBZRLE if `xbzrle_encode(held, page, page_size - 4,
+      2)` is not None, else PAGE, counted as overflow; both `put` the page (which writes nothing under rule
+      "qemu" in stage LAST). An empty delta (the page is owed, or was sent since without the cache) goes out
+      as `00 01 b`, b the page's first byte: length 0 means "RAM is right already";
     * else PAGE; counted as miss when there is a cache and stage is not BULK; `cache.put`.
 
     Emitted or unchanged, the page's bit is cleared in pending and owed, and its digest written to `digests`.
-    Stops when no page is left (`finished`), before `limit` bytes or `max_records` records would be
-    exceeded. The first record names its block, later ones say CONTINUE until the block changes.
-    `sent` gets the page number of every record, u64 little-endian; it has 8 * max_records bytes.
-    No XBZRLE for pages of 16384 bytes and more.
+    Stops when no page is left (`finished`; next_page is then total_pages); before the first record that would
+    exceed `limit` bytes or `max_records` records (nothing of that page has happened yet: not its counters,
+    not its `put`; it is next_page; unchanged pages before it are still taken); after 16 * max_records pages
+    looked at, so that one call stays short where nearly everything is unchanged (then `length` may be 0
+    though not finished; next_page is the next set page).
+    The first record names its block, later ones say CONTINUE until the block changes.
+    `sent` gets the page number of every record, u64 little-endian; it has at least 8 * max_records bytes.
+    No XBZRLE for pages of 16384 bytes and more: the cache is ignored there, as if it were None.
 
-    Raises RamError: the file ended before the block did, or reading failed (message has block and offset).
-    ValueError: a buffer is too small (`out` and `limit` must have room for one named PAGE record).
+    Counters: a record of length 0 counts as unchanged and cache_hit, not as xbzrle; records = zero + normal +
+    xbzrle + those. Bytes of `out` behind `length` are undefined.
+
+    Raises RamError: the file ended before the block did, or reading failed (message has block and offset);
+    only once the unreadable page's turn has come.
+    ValueError: a buffer is too small (`out` and `limit` must have room for one PAGE record naming the longest
+    name of `ram`; limit <= len(out)).
     """
 
 def apply(
@@ -157,30 +181,47 @@ def apply(
 ) -> ApplyResult:
     """Destination: check and decode a batch body of RAM page records, then write it to RAM.
 
-    Two passes. First: parse, decode into private memory, digest; the cache follows by the same rules as in `fill`.
+    Two passes. First: parse, decode into private memory, digest; the cache follows by the same rules as in
+    `fill`.
     `sum(term(page, digest after apply))` over the records must equal `digest_sum` and their number `records`.
     Only then: pwritev of contiguous runs, zero pages skipped where the digest is that of zero already;
     with `readback`, each run is read back and its digests compared. Digests are recorded last.
     In a body only ZERO, PAGE and XBZRLE (each with or without CONTINUE) are legal. The base of a delta is
-    the cache's copy, never RAM. An XBZRLE record of length 0 is `touch` (legal only for a held page under rule "qemu").
+    the cache's copy, never RAM. An XBZRLE record of length 0 is `touch` (legal only for a held page under
+    rule "qemu"): RAM keeps what it has, so its digest is that of the last record before it for this page,
+    else the recorded one.
 
-    Raises RecordError; rule is one of: "truncated", "unknown-flags", "hook", "no-block", "unknown-block",
-    "bad-offset" (beyond the block), "wrong-lane", "zero-fill", "xbzrle-encoding" (id is not 1), "xbzrle-length",
-    "xbzrle-delta" (undecodable), "xbzrle-disabled" (no cache, page size, or rule "qemu" in stage BULK), "xbzrle-not-held", "too-many-records",
-    "record-count", "digest". After it the cache may have changed: the caller clears it (lane reset).
-    RamError: writing failed or was short (no space, truncated file); VerifyError: read back something else.
+    A page may occur several times: the cache sees all in order, RAM gets the last content only, once
+    (`written` counts pages; a page whose last content is zero is skipped if its digest was that of zero
+    before the call).
+    Counters: a record of length 0 counts in none of zero, normal, xbzrle.
+
+    Raises RecordError; offset is that of the record's first byte. Checked in this order, record by record:
+    "too-many-records" (it would be record max_records + 1), "truncated" (8 bytes), "hook" (type HOOK alone or
+    with CONTINUE), "unknown-flags", "truncated" (name), "unknown-block" (empty names too) or "no-block"
+    (CONTINUE at the start), "bad-offset" (beyond the block), "wrong-lane"; ZERO: "truncated", "zero-fill";
+    PAGE: "truncated"; XBZRLE: "truncated" (id and length), "xbzrle-encoding" (id is not 1), "xbzrle-length"
+    (above page_size), "truncated" (delta), "xbzrle-disabled" (no cache, page size of 16384 and more, or rule
+    "qemu" in stage BULK), "xbzrle-length" (0 under rule "default"), "xbzrle-not-held", "xbzrle-delta"
+    (undecodable). At the end, with offset len(body): "record-count", "digest".
+    After it the cache may have changed: the caller clears it (lane reset).
+    RamError: writing failed or was short (no space), or the file is shorter than its block (looked at before
+    the first write to each block: a write would silently lengthen it); VerifyError: read back something else
+    (or less).
     """
 
 def scan(ram: Ram, keys: Keys, digests: bytearray, first: int, count: int, dirty: bytearray) -> int:
     """Read pages first…first+count-1 (of one block) and set the dirty bit where the digest differs.
 
-    Returns how many differ. Raises RamError as `fill`."""
+    Returns how many differ (whether or not their bit was set before). Raises RamError as `fill`."""
 
 def digest_range(ram: Ram, keys: Keys, first: int, count: int, out: bytearray | memoryview) -> None:
-    """Digests of pages first…first+count-1 (of one block) as they are in RAM now, 16 bytes each. RamError as `fill`."""
+    """Digests of pages first…first+count-1 (of one block) as they are in RAM now, 16 bytes each. RamError as
+    `fill`."""
 
 def zero_range(keys: Keys, digests: bytearray, first: int, count: int, dirty: bytearray) -> int:
-    """Set the dirty bit of each page whose digest is not that of zeros (the range is a hole now). Returns how many."""
+    """Set the dirty bit of each page whose digest is not that of zeros (the range is a hole now). Returns how
+    many."""
 
 def root(keys: Keys, digests: bytearray, first: int, count: int) -> int:
     """sum(term(p, digests[p])) over the pages of the range."""
@@ -192,21 +233,25 @@ def bitmap_count(bitmap: bytearray) -> int: ...
 def bitmap_set_range(bitmap: bytearray, first: int, count: int) -> None: ...
 def bitmap_set_pages(bitmap: bytearray, pages: bytes | bytearray | memoryview, count: int) -> None:
     """Set the bits of `count` page numbers (u64 little-endian). ValueError: a number beyond the bitmap."""
+
 def bitmap_next(bitmap: bytearray, start: int) -> int:
     """First set bit at or after `start`, or -1."""
+
 def bitmap_or(target: bytearray, source: bytearray) -> None: ...
-def bitmap_select(
-    source: bytearray, target: bytearray, stripe_pages: int, lane: int, lanes: int
-) -> None:
+def bitmap_select(source: bytearray, target: bytearray, stripe_pages: int, lane: int, lanes: int) -> None:
     """OR into target the bits of source whose stripe belongs to the lane."""
 
 def is_zero(data: bytes | bytearray | memoryview) -> bool: ...
 def crc32c(data: bytes | bytearray | memoryview, value: int = 0) -> int:
-    """CRC-32C (Castagnoli, reflected); `value` is the CRC of what came before. crc32c(b"123456789") == 0xE3069283."""
+    """CRC-32C (Castagnoli, reflected); `value` is the CRC of what came before. crc32c(b"123456789") ==
+    0xE3069283."""
+
 def xbzrle_encode(old: bytes, new: bytes, limit: int, gap: int) -> bytes | None:
     """Delta of two pages (equal length <= 16383). b"": unchanged. None: overflow by the rules A, B, C of
-    qemu-ram-stream.md 3.3 with `limit` as the capacity. Unchanged stretches of up to `gap` bytes between two changes
-    stay inside the run; gap 0 is QEMU's own form, byte for byte."""
+    qemu-ram-stream.md 3.3 with `limit` as the capacity (any integer >= 0, also above the page size).
+    Unchanged stretches of up to `gap` bytes between two changes stay inside the run; gap 0 is QEMU's own
+    form, byte for byte."""
+
 def xbzrle_decode(delta: bytes, page: bytearray) -> int:
     """Apply a delta in place, return the end of the last change. ValueError: undecodable (section 3.4);
     the page is then unchanged."""
