@@ -1,0 +1,53 @@
+"""The kernel in pure Python: specification and oracle of the C one, and its stand-in where asked for by name.
+
+Same names, arguments, results and errors as `migrate.kernel._native`, whose `.pyi` is the contract of both.
+Written to be read, one page at a time; a few hundred times slower.
+"""
+
+from migrate.kernel.reference.apply import apply
+from migrate.kernel.reference.bitmap import (
+    bitmap_bytes,
+    bitmap_count,
+    bitmap_next,
+    bitmap_or,
+    bitmap_select,
+    bitmap_set_pages,
+    bitmap_set_range,
+)
+from migrate.kernel.reference.cache import PageCache
+from migrate.kernel.reference.digest import Keys, crc32c, is_zero
+from migrate.kernel.reference.fill import fill
+from migrate.kernel.reference.ram import Ram
+from migrate.kernel.reference.scan import digest_range, root, scan, set_digests, zero_range
+from migrate.kernel.reference.wire import max_records
+from migrate.kernel.reference.xbzrle import xbzrle_decode, xbzrle_encode
+from migrate.kernel.results import RamBlock
+
+IMPLEMENTATION = "reference"
+
+__all__ = [
+    "IMPLEMENTATION",
+    "Keys",
+    "PageCache",
+    "Ram",
+    "RamBlock",
+    "apply",
+    "bitmap_bytes",
+    "bitmap_count",
+    "bitmap_next",
+    "bitmap_or",
+    "bitmap_select",
+    "bitmap_set_pages",
+    "bitmap_set_range",
+    "crc32c",
+    "digest_range",
+    "fill",
+    "is_zero",
+    "max_records",
+    "root",
+    "scan",
+    "set_digests",
+    "xbzrle_decode",
+    "xbzrle_encode",
+    "zero_range",
+]

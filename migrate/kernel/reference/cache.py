@@ -1,0 +1,154 @@
+"""The page cache that source and destination keep in step by applying the same rules to the same stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from migrate.kernel.reference.digest import MASK128, Keys
+from migrate.kernel.results import STAGE_BULK, STAGE_ROUND
+
+INDEX_BYTES = 32  # page, age, flags and the 128-bit term of one slot
+WAYS = 8
+LIFETIME_ROUNDS = 2  # QEMU's constant: an entry used in this or the last round is not replaced
+
+
+@dataclass
+class _Entry:
+    page: int
+    age: int
+    content: bytes
+    term: int
+
+
+class PageCache:
+    """The page cache of one lane, at either end.
+
+    Rule "default": sets of 8 ways (one smaller set below 8 slots), an odd number of sets, set = page % sets.
+    Rule "qemu" (qemu-ram-stream.md 3.6-3.8): direct-mapped, a power of two of slots, slot = page % slots.
+    """
+
+    def __init__(self, keys: Keys, budget: int, rule: str) -> None:
+        """Raises ValueError: rule not "default" or "qemu", or a negative budget."""
+        if budget < 0:
+            raise ValueError(f"a cache of {budget} bytes")
+        fit = budget // (keys.page_size + INDEX_BYTES)
+        if rule == "default":
+            self._ways = min(fit, WAYS)
+            self._sets = fit // WAYS if fit >= WAYS else min(fit, 1)
+            self._sets -= self._sets > 0 and self._sets % 2 == 0
+        elif rule == "qemu":
+            self._ways = 1
+            self._sets = 1 << fit.bit_length() - 1 if fit else 0
+        else:
+            raise ValueError(f'the cache rule is "default" or "qemu", not {rule!r}')
+        self._keys = keys
+        self._rule = rule
+        self._slots: list[_Entry | None] = [None] * (self._sets * self._ways)
+
+    @property
+    def slots(self) -> int:
+        """How many pages there is room for."""
+        return len(self._slots)
+
+    @property
+    def entries(self) -> int:
+        """How many pages are held."""
+        return sum(entry is not None for entry in self._slots)
+
+    @property
+    def bytes_allocated(self) -> int:
+        """Bytes of all slots, data and index."""
+        return self.slots * (self._keys.page_size + INDEX_BYTES)
+
+    @property
+    def rule(self) -> str:
+        """ "default" or "qemu"."""
+        return self._rule
+
+    @property
+    def digest(self) -> int:
+        """sum(term * (2 * age + 1)) over the entries, modulo 2**128."""
+        return sum(entry.term * (2 * entry.age + 1) for entry in self._slots if entry) & MASK128
+
+    def get(self, page: int) -> bytes | None:
+        """Content held for the page; changes nothing."""
+        slot = self._find(page)
+        return None if slot is None else self._entry(slot).content
+
+    def put(self, page: int, content: bytes, round: int, stage: int, *, zero: bool = False) -> bool:
+        """Apply the rule to a page that is in the stream. True if it is held afterwards *with this content*.
+
+        Raises ValueError: content not of page_size bytes.
+        """
+        term = self._keys.term(page, self._keys.page_digest(content))
+        if self._rule == "qemu" and stage != STAGE_ROUND:
+            return self.get(page) == content
+        age = round
+        slot = self._find(page)
+        if slot is None and self._rule == "qemu":
+            slot = self._choose_direct(page, round)
+        elif slot is None and not zero:
+            slot = self._choose_way(page, round, stage)
+            age = 0 if stage == STAGE_BULK else round
+        if slot is None:
+            return False
+        self._slots[slot] = _Entry(page, age, bytes(content), term)
+        return True
+
+    def touch(self, page: int, round: int) -> bool:
+        """Set the age of a held page to `round` (rule "qemu": the record of length 0). False if not held."""
+        slot = self._find(page)
+        if slot is None:
+            return False
+        self._entry(slot).age = round
+        return True
+
+    def clear(self) -> None:
+        """Forget every page."""
+        self._slots = [None] * self.slots
+
+    def items(self) -> list[tuple[int, int, bytes]]:
+        """(page, age, content) of every entry in slot order."""
+        return [(entry.page, entry.age, entry.content) for entry in self._slots if entry]
+
+    def _slots_of(self, page: int) -> range:
+        """The slots where the page may be, in the order in which they are looked at."""
+        first = page % self._sets * self._ways if self._sets else 0
+        return range(first, first + self._ways)
+
+    def _find(self, page: int) -> int | None:
+        """The slot that holds the page."""
+        for slot in self._slots_of(page):
+            entry = self._slots[slot]
+            if entry and entry.page == page:
+                return slot
+        return None
+
+    def _entry(self, slot: int) -> _Entry:
+        entry = self._slots[slot]
+        assert entry is not None
+        return entry
+
+    def _choose_direct(self, page: int, round: int) -> int | None:
+        """QEMU's insert: the one slot, unless it has another page that is still young."""
+        if not self.slots:
+            return None
+        slot = page % self.slots
+        entry = self._slots[slot]
+        return slot if entry is None or entry.age + LIFETIME_ROUNDS <= round else None
+
+    def _choose_way(self, page: int, round: int, stage: int) -> int | None:
+        """The slot for a page not held: an empty way, else (in the rounds) the oldest if it is old enough."""
+        if stage not in (STAGE_BULK, STAGE_ROUND):
+            return None
+        oldest: int | None = None
+        oldest_age = 0
+        for slot in self._slots_of(page):
+            entry = self._slots[slot]
+            if entry is None:
+                return slot
+            if oldest is None or entry.age < oldest_age:
+                oldest, oldest_age = slot, entry.age
+        if stage == STAGE_BULK or (oldest_age and oldest_age + LIFETIME_ROUNDS > round):
+            return None
+        return oldest

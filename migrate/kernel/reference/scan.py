@@ -1,0 +1,70 @@
+"""Digest arrays: made from RAM, compared with RAM, summed up. 16 bytes a page, low half first."""
+
+from __future__ import annotations
+
+from migrate.kernel.reference.bitmap import bitmap_set_range
+from migrate.kernel.reference.digest import MASK128, Keys, get_digest, put_digest
+from migrate.kernel.reference.ram import Ram
+
+
+def scan(ram: Ram, keys: Keys, digests: bytearray, first: int, count: int, dirty: bytearray) -> int:
+    """Read pages first…first+count-1 (of one block) and set the dirty bit where the digest differs.
+
+    Returns:
+        How many differ. `digests` stays as it is.
+
+    Raises:
+        RamError: the file ended before the block did, or reading failed.
+        ValueError: the pages are not pages of one block.
+    """
+    found = bytearray(16 * count)
+    digest_range(ram, keys, first, count, found)
+    different = [n for n in range(count) if get_digest(found, n) != get_digest(digests, first + n)]
+    for n in different:
+        bitmap_set_range(dirty, first + n, 1)
+    return len(different)
+
+
+def digest_range(ram: Ram, keys: Keys, first: int, count: int, out: bytearray | memoryview) -> None:
+    """Digests of pages first…first+count-1 (of one block) as they are in RAM now, 16 bytes each.
+
+    Raises:
+        RamError: the file ended before the block did, or reading failed.
+        ValueError: the pages are not pages of one block, or `out` is too small.
+    """
+    ram.require_range(first, count)
+    if len(out) < 16 * count:
+        raise ValueError(f"{len(out)} bytes are too few for {count} digests")
+    block = ram.block_of(first)
+    for n in range(count if block else 0):
+        assert block is not None
+        put_digest(out, n, keys.page_digest(ram.read(block, first + n)))
+
+
+def zero_range(keys: Keys, digests: bytearray, first: int, count: int, dirty: bytearray) -> int:
+    """Set the dirty bit of each page whose digest is not that of zeros (the range is a hole now).
+
+    Returns how many. Raises ValueError: the range leaves the array or the bitmap.
+    """
+    _require_digests(digests, first, count)
+    different = [p for p in range(first, first + count) if get_digest(digests, p) != keys.zero_digest]
+    for page in different:
+        bitmap_set_range(dirty, page, 1)
+    return len(different)
+
+
+def root(keys: Keys, digests: bytearray, first: int, count: int) -> int:
+    """sum(term(p, digests[p])) over the pages of the range. Raises ValueError: it leaves the array."""
+    _require_digests(digests, first, count)
+    return sum(keys.term(p, get_digest(digests, p)) for p in range(first, first + count)) & MASK128
+
+
+def set_digests(digests: bytearray, first: int, count: int, digest: int) -> None:
+    """Write one digest to a range of the array. Raises ValueError: it leaves the array."""
+    _require_digests(digests, first, count)
+    digests[16 * first : 16 * (first + count)] = digest.to_bytes(16, "little") * count
+
+
+def _require_digests(digests: bytearray, first: int, count: int) -> None:
+    if first < 0 or count < 0 or 16 * (first + count) > len(digests):
+        raise ValueError(f"pages {first}+{count} of an array of {len(digests) // 16} digests")
