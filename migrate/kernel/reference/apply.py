@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from migrate.errors import RecordError, VerifyError
 from migrate.kernel.reference import wire
-from migrate.kernel.reference.bitmap import check_lane
+from migrate.kernel.reference.arguments import (
+    check_digests,
+    check_lane,
+    check_round,
+    check_same_page_size,
+    check_stage,
+)
 from migrate.kernel.reference.cache import PageCache
-from migrate.kernel.reference.digest import MASK128, Keys, get_digest, put_digest
+from migrate.kernel.reference.digest import MASK128, Keys, get_digest, is_zero, put_digest
 from migrate.kernel.reference.ram import Ram, describe
 from migrate.kernel.reference.xbzrle import xbzrle_decode
 from migrate.kernel.results import STAGE_BULK, ApplyResult, RamBlock
@@ -25,12 +30,6 @@ class _Record:
     block: RamBlock
     page: int
     payload: bytes
-
-
-class _Write(NamedTuple):
-    block: RamBlock
-    page: int
-    content: bytes
 
 
 def apply(
@@ -49,43 +48,52 @@ def apply(
 ) -> ApplyResult:
     """Check and decode a batch body of RAM page records, then write it to RAM.
 
+    All of the body is checked before the first write, its digest sum too. A page may occur several times: the
+    cache sees all of its records in order, RAM gets the last content.
+
     Raises:
         RecordError: the body breaks a rule; nothing was written, the cache may have changed.
         RamError: writing or reading back failed, or a file is shorter than its block.
         VerifyError: RAM read back is not what was written.
-        ValueError: no such lane, or `digests` is too small.
+        ValueError: `digests` is too small, or an argument is out of its range.
     """
+    check_same_page_size(ram.page_size, keys.page_size, cache.page_size if cache else ram.page_size)
+    check_digests(digests, 0, ram.total_pages)
     check_lane(lane, lanes)
-    if len(digests) < 16 * ram.total_pages:
-        raise ValueError("the buffer 'digests' is too small for this RAM")
-    after: dict[int, int] = {}  # digest of each page that the body names, as far as the body was read
-    writes: list[_Write] = []
+    check_round(round)
+    check_stage(stage)
+
+    cache = cache if wire.can_delta(ram.page_size) else None
+    contents: dict[int, bytes] = {}  # the last content of each page that the body changes
+    after: dict[int, int] = {}  # the digests of these
     flags: list[int] = []
     found_sum = 0
     for record in _parse(ram, bytes(body), lane, lanes):
         page = record.page
-        before = after.get(page, get_digest(digests, page))
         content = _content(keys, cache, record, stage)
-        if content is None:
-            after[page] = before
-            if cache:
-                cache.touch(page, round)
-        else:
+        if content is not None:
+            contents[page] = content
             after[page] = keys.page_digest(content)
-            if cache:
+            flags.append(record.flag)
+            if cache is not None:
                 cache.put(page, content, round, stage, zero=record.flag == wire.ZERO)
-            if record.flag != wire.ZERO or before != keys.zero_digest:
-                writes.append(_Write(record.block, page, content))
-        found_sum += keys.term(page, after[page])
-        flags.append(record.flag)
+        elif cache is not None:
+            flags.append(0)
+            cache.touch(page, round)
+        found_sum += keys.term(page, after.get(page, get_digest(digests, page)))
     if len(flags) != records:
         raise RecordError("record-count", len(body), f"{len(flags)} records instead of {records}")
     if found_sum & MASK128 != digest_sum:
         raise RecordError("digest", len(body), "the pages are not those that the source sent")
 
-    _write(ram, writes)
+    written = {
+        page: contents[page]
+        for page in sorted(contents)
+        if not is_zero(contents[page]) or get_digest(digests, page) != keys.zero_digest
+    }
+    _write(ram, written)
     if readback:
-        _read_back(ram, keys, writes, after)
+        _read_back(ram, keys, written, after)
     root_delta = 0
     for page, digest in after.items():
         root_delta += keys.term(page, digest) - keys.term(page, get_digest(digests, page))
@@ -96,7 +104,7 @@ def apply(
         zero=flags.count(wire.ZERO),
         normal=flags.count(wire.PAGE),
         xbzrle=flags.count(wire.XBZRLE),
-        written=len(writes),
+        written=len(written),
     )
 
 
@@ -161,49 +169,46 @@ def _content(keys: Keys, cache: PageCache | None, record: _Record, stage: int) -
     if record.flag == wire.PAGE:
         return record.payload
     as_qemu = cache is not None and cache.rule == "qemu"
-    if cache is None or not wire.can_delta(keys.page_size) or (as_qemu and stage == STAGE_BULK):
+    if cache is None or (as_qemu and stage == STAGE_BULK):
         raise RecordError("xbzrle-disabled", record.offset, "a delta where none may be sent")
+    if not record.payload and not as_qemu:
+        raise RecordError("xbzrle-length", record.offset, "an empty delta")
     held = cache.get(record.page)
     if held is None:
-        raise RecordError(
-            "xbzrle-not-held", record.offset, f"a delta for page {record.page}, which is not held"
-        )
+        raise RecordError("xbzrle-not-held", record.offset, f"a delta for page {record.page}, not held")
     if not record.payload:
-        if not as_qemu:
-            raise RecordError("xbzrle-length", record.offset, "an empty delta")
         return None
     content = bytearray(held)
     try:
         xbzrle_decode(record.payload, content)
     except ValueError as error:
-        raise RecordError(
-            "xbzrle-delta", record.offset, f"a delta that cannot be decoded: {error}"
-        ) from error
+        raise RecordError("xbzrle-delta", record.offset, f"an undecodable delta: {error}") from error
     return bytes(content)
 
 
-def _write(ram: Ram, writes: list[_Write]) -> None:
-    for block in {write.block for write in writes}:
+def _write(ram: Ram, written: dict[int, bytes]) -> None:
+    for block in {ram.require_block(page) for page in written}:
         ram.require_whole(block)
-    for block, page, content in _runs(writes):
-        ram.write(block, page, content)
+    for first, content in _runs(ram, written):
+        ram.write(ram.require_block(first), first, content)
 
 
-def _read_back(ram: Ram, keys: Keys, writes: list[_Write], after: dict[int, int]) -> None:
-    """Compare what was written with what is in RAM now: a page written twice must be the last one."""
-    for block, page, _ in writes:
-        if keys.page_digest(ram.read(block, page)) != after[page]:
+def _read_back(ram: Ram, keys: Keys, written: dict[int, bytes], after: dict[int, int]) -> None:
+    for page in written:
+        block = ram.require_block(page)
+        found = ram.read_some(block, page)
+        if len(found) < ram.page_size or keys.page_digest(found) != after[page]:
             offset = (page - block.first_page) * ram.page_size
             raise VerifyError(f"{describe(block, offset)}: read back is not what was written")
 
 
-def _runs(writes: list[_Write]) -> Iterator[tuple[RamBlock, int, bytes]]:
-    """Join writes of pages that follow each other, in the order of the body."""
-    run: list[_Write] = []
-    for write in writes:
-        if run and (write.block is not run[-1].block or write.page != run[-1].page + 1):
-            yield run[0].block, run[0].page, b"".join(part.content for part in run)
+def _runs(ram: Ram, written: dict[int, bytes]) -> Iterator[tuple[int, bytes]]:
+    """Join pages that follow each other in one block: first page and content of each run."""
+    run: list[int] = []
+    for page in written:
+        if run and (page != run[-1] + 1 or ram.block_of(page) is not ram.block_of(run[0])):
+            yield run[0], b"".join(written[part] for part in run)
             run = []
-        run.append(write)
+        run.append(page)
     if run:
-        yield run[0].block, run[0].page, b"".join(part.content for part in run)
+        yield run[0], b"".join(written[part] for part in run)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from migrate.kernel.reference.arguments import check_bitmap, check_lane
+
 
 def bitmap_bytes(pages: int) -> int:
     """Length in bytes of a bitmap of that many pages (a multiple of 8)."""
+    if pages < 0:
+        raise ValueError(f"{pages} pages")
     return (pages + 63) // 64 * 8
 
 
 def bitmap_count(bitmap: bytearray) -> int:
     """How many bits are set."""
+    check_bitmap(bitmap)
     return int.from_bytes(bitmap, "little").bit_count()
 
 
 def bitmap_set_range(bitmap: bytearray, first: int, count: int) -> None:
     """Set `count` bits from `first` on. Raises ValueError: a bit beyond the bitmap."""
+    check_bitmap(bitmap)
     if first < 0 or count < 0 or first + count > 8 * len(bitmap):
         raise ValueError(f"bits {first}+{count} of a bitmap of {8 * len(bitmap)} bits")
     _or(bitmap, ((1 << count) - 1) << first)
@@ -29,6 +35,7 @@ def bitmap_set_pages(bitmap: bytearray, pages: bytes | bytearray | memoryview, c
     Raises:
         ValueError: a number beyond the bitmap (no bit is set then), or fewer than `count` numbers.
     """
+    check_bitmap(bitmap)
     numbers = struct.unpack_from(f"<{count}Q", pages) if 8 * count <= len(pages) else None
     if numbers is None:
         raise ValueError(f"{len(pages)} bytes do not hold {count} page numbers")
@@ -40,14 +47,16 @@ def bitmap_set_pages(bitmap: bytearray, pages: bytes | bytearray | memoryview, c
 
 def bitmap_next(bitmap: bytearray, start: int) -> int:
     """First set bit at or after `start`, or -1."""
+    check_bitmap(bitmap)
+    if start < 0:
+        raise ValueError(f"bit {start}")
     rest = int.from_bytes(bitmap, "little") >> start
     return start + (rest & -rest).bit_length() - 1 if rest else -1
 
 
 def bitmap_or(target: bytearray, source: bytearray) -> None:
     """Set in `target` every bit that is set in `source`. Raises ValueError: different lengths."""
-    if len(target) != len(source):
-        raise ValueError(f"bitmaps of {len(target)} and {len(source)} bytes")
+    _check_pair(target, source)
     _or(target, int.from_bytes(source, "little"))
 
 
@@ -56,9 +65,10 @@ def bitmap_select(source: bytearray, target: bytearray, stripe_pages: int, lane:
 
     Raises ValueError: different lengths, or no such lane.
     """
-    if len(target) != len(source):
-        raise ValueError(f"bitmaps of {len(target)} and {len(source)} bytes")
+    _check_pair(target, source)
     check_lane(lane, lanes)
+    if stripe_pages < 1:
+        raise ValueError(f"stripes of {stripe_pages} pages")
     mask = 0
     for first in range(lane * stripe_pages, 8 * len(source), lanes * stripe_pages):
         mask |= ((1 << stripe_pages) - 1) << first
@@ -81,10 +91,10 @@ def bitmap_pages(bitmap: bytes | bytearray, start: int = 0) -> Iterator[int]:
         yield page
 
 
-def check_lane(lane: int, lanes: int) -> None:
-    """Raise ValueError unless 0 <= lane < lanes."""
-    if not 0 <= lane < lanes:
-        raise ValueError(f"lane {lane} of {lanes}")
+def _check_pair(target: bytearray, source: bytearray) -> None:
+    check_bitmap(target)
+    if len(target) != len(source):
+        raise ValueError(f"bitmaps of {len(target)} and {len(source)} bytes")
 
 
 def _or(bitmap: bytearray, bits: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from migrate.kernel.reference.arguments import check_page, check_round, check_stage
 from migrate.kernel.reference.digest import MASK128, Keys
 from migrate.kernel.results import STAGE_BULK, STAGE_ROUND
 
@@ -46,6 +47,11 @@ class PageCache:
         self._slots: list[_Entry | None] = [None] * (self._sets * self._ways)
 
     @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+        return self._keys.page_size
+
+    @property
     def slots(self) -> int:
         """How many pages there is room for."""
         return len(self._slots)
@@ -72,14 +78,18 @@ class PageCache:
 
     def get(self, page: int) -> bytes | None:
         """Content held for the page; changes nothing."""
+        check_page(page)
         slot = self._find(page)
         return None if slot is None else self._entry(slot).content
 
     def put(self, page: int, content: bytes, round: int, stage: int, *, zero: bool = False) -> bool:
-        """Apply the rule to a page that is in the stream. True if it is held afterwards *with this content*.
+        """Apply the rule to a page that is in the stream. True if it is held afterwards *with this
+        content*, also where the rule wrote nothing and the same content was held before.
 
         Raises ValueError: content not of page_size bytes.
         """
+        check_round(round)
+        check_stage(stage)
         term = self._keys.term(page, self._keys.page_digest(content))
         if self._rule == "qemu" and stage != STAGE_ROUND:
             return self.get(page) == content
@@ -96,7 +106,12 @@ class PageCache:
         return True
 
     def touch(self, page: int, round: int) -> bool:
-        """Set the age of a held page to `round` (rule "qemu": the record of length 0). False if not held."""
+        """Set the age of a held page to `round`, in every stage (rule "qemu": the record of length 0).
+
+        False if not held.
+        """
+        check_page(page)
+        check_round(round)
         slot = self._find(page)
         if slot is None:
             return False

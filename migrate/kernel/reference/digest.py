@@ -5,18 +5,12 @@ from __future__ import annotations
 import struct
 from hashlib import shake_256
 
+from migrate.kernel.reference.arguments import check_page, check_page_size
+
 MASK64 = 2**64 - 1
 MASK128 = 2**128 - 1
 
 _SEED_BYTES = 32
-_SMALLEST_PAGE = 1024
-_LARGEST_PAGE = 65536
-
-
-def check_page_size(page_size: int) -> None:
-    """Raise ValueError unless `page_size` is a power of two in 1024…65536."""
-    if not _SMALLEST_PAGE <= page_size <= _LARGEST_PAGE or page_size & (page_size - 1):
-        raise ValueError(f"page size {page_size} is not a power of two from 1024 to 65536")
 
 
 def nh(words: tuple[int, ...], key: tuple[int, ...]) -> int:
@@ -107,6 +101,9 @@ class Keys:
 
     def term(self, page: int, digest: int) -> int:
         """What the page number `page` with that digest adds to the root."""
+        check_page(page)
+        if not 0 <= digest <= MASK128:
+            raise ValueError("a digest is a number of 128 bits")
         low = (digest & MASK64) + siphash24(self._root_key, struct.pack("<Q", 2 * page))
         high = (digest >> 64) + siphash24(self._root_key, struct.pack("<Q", 2 * page + 1))
         return (low & MASK64) * (high & MASK64) & MASK128
@@ -124,7 +121,7 @@ def put_digest(digests: bytearray | memoryview, page: int, digest: int) -> None:
 
 def is_zero(data: bytes | bytearray | memoryview) -> bool:
     """Whether every byte is 0 (true for no bytes)."""
-    return not any(bytes(data))
+    return not bytes(data).strip(b"\0")
 
 
 def _crc_table() -> list[int]:
@@ -142,6 +139,8 @@ _CRC_TABLE = _crc_table()
 
 def crc32c(data: bytes | bytearray | memoryview, value: int = 0) -> int:
     """CRC-32C (Castagnoli, reflected; RFC 3720 appendix B.4); `value` is the CRC of what came before."""
+    if not 0 <= value < 2**32:
+        raise ValueError("a CRC is a number of 32 bits")
     crc = value ^ 0xFFFFFFFF
     for byte in bytes(data):
         crc = _CRC_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8

@@ -6,7 +6,14 @@ import enum
 from dataclasses import dataclass, field
 
 from migrate.kernel.reference import wire
-from migrate.kernel.reference.bitmap import bitmap_bytes, bitmap_clear, bitmap_pages
+from migrate.kernel.reference.arguments import (
+    check_bitmap,
+    check_digests,
+    check_round,
+    check_same_page_size,
+    check_stage,
+)
+from migrate.kernel.reference.bitmap import bitmap_clear, bitmap_pages
 from migrate.kernel.reference.cache import PageCache
 from migrate.kernel.reference.digest import MASK128, Keys, crc32c, get_digest, is_zero, put_digest
 from migrate.kernel.reference.ram import Ram
@@ -71,22 +78,29 @@ def fill(
 
     Each page is read once; zero test, unchanged test, delta, digest and cache all use that copy, and it is
     what goes out. A record that would exceed `limit` or the number of records ends the batch, its page stays
-    as it was.
+    as it was. Bits in gaps are ignored and stay.
 
     Raises:
         RamError: the file ended before the block did, or reading failed.
-        ValueError: a buffer is too small (`out` and `limit` must have room for one named PAGE record).
+        ValueError: a buffer is too small (`out` and `limit` must have room for one PAGE record with the
+            longest name), or an argument is out of its range.
     """
     most_records = wire.max_records(ram.page_size)
-    room = min(limit, len(out))
-    if room < wire.HEADER.size + 1 + ram.longest_name + ram.page_size:
-        raise ValueError(f"a batch of {room} bytes has no room for a page record")
-    _require(len(digests) >= 16 * ram.total_pages, "digests")
-    _require(len(pending) >= bitmap_bytes(ram.total_pages), "pending")
-    _require(len(owed) >= bitmap_bytes(ram.total_pages), "owed")
-    _require(len(sent) >= 8 * most_records, "sent")
+    check_same_page_size(ram.page_size, keys.page_size, cache.page_size if cache else ram.page_size)
+    check_digests(digests, 0, ram.total_pages)
+    check_bitmap(pending, ram.total_pages)
+    check_bitmap(owed, 8 * len(pending))
+    check_round(round)
+    check_stage(stage)
+    if start < 0:
+        raise ValueError(f"page {start}")
+    if limit < wire.HEADER.size + 1 + ram.longest_name + ram.page_size or limit > len(out):
+        raise ValueError(f"no batch of up to {limit} bytes fits into a buffer of {len(out)}")
+    if len(sent) < 8 * most_records:
+        raise ValueError(f"{len(sent)} bytes are too few for {most_records} page numbers")
 
-    batch = _Batch(ram.page_size, room, most_records)
+    cache = cache if wire.can_delta(ram.page_size) else None
+    batch = _Batch(ram.page_size, limit, most_records)
     digest_sum = root_delta = 0
     next_page = ram.total_pages
     finished = True
@@ -95,6 +109,9 @@ def fill(
         block = ram.block_of(page)
         if block is None:
             continue  # a gap: no page has this number
+        if len(batch.kinds) == wire.LOOKS_PER_RECORD * most_records:
+            next_page, finished = page, False
+            break
         content = ram.read(block, page)
         digest = keys.page_digest(content)
         before = get_digest(digests, page)
@@ -104,9 +121,9 @@ def fill(
             next_page, finished = page, False
             break
         batch.kinds.append(kind)
-        if cache and kind is _Kind.SAME:
+        if cache is not None and kind is _Kind.SAME:
             cache.touch(page, round)
-        elif cache and kind is not _Kind.SKIP:
+        elif cache is not None and kind is not _Kind.SKIP:
             cache.put(page, content, round, stage, zero=kind is _Kind.ZERO)
         bitmap_clear(pending, page)
         bitmap_clear(owed, page)
@@ -147,22 +164,16 @@ def _judge(
     held = cache.get(page) if cache and looks_up else None
     if unchanged and not as_qemu:
         return _Kind.SKIP, 0, b""
-    if unchanged and held is not None and wire.can_delta(size):
+    if unchanged and held is not None:
         return _Kind.SAME, wire.XBZRLE, wire.XBZRLE_HEADER.pack(wire.XBZRLE_ENCODING, 0)
     if is_zero(content):
         return _Kind.ZERO, wire.ZERO, b"\0"
     if held is not None:
-        delta = (
-            xbzrle_encode(held, content, wire.longest_delta(size), wire.GAP) if wire.can_delta(size) else None
-        )
-        if delta:
-            return _Kind.DELTA, wire.XBZRLE, wire.XBZRLE_HEADER.pack(wire.XBZRLE_ENCODING, len(delta)) + delta
-        # An empty delta says nothing to the other side, and this page has to be sent: it goes out whole.
-        return _Kind.OVERFLOW, wire.PAGE, content
+        delta = xbzrle_encode(held, content, wire.longest_delta(size), wire.GAP)
+        if delta is None:
+            return _Kind.OVERFLOW, wire.PAGE, content
+        # Length 0 means that RAM is right already, but this page has to be written: change a byte to itself.
+        delta = delta or bytes([0, 1, content[0]])
+        return _Kind.DELTA, wire.XBZRLE, wire.XBZRLE_HEADER.pack(wire.XBZRLE_ENCODING, len(delta)) + delta
     missed = cache is not None and stage != STAGE_BULK
     return _Kind.MISS if missed else _Kind.PLAIN, wire.PAGE, content
-
-
-def _require(large_enough: bool, buffer: str) -> None:
-    if not large_enough:
-        raise ValueError(f"the buffer {buffer!r} is too small for this RAM")

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Sequence
 
 from migrate.errors import RamError
-from migrate.kernel.reference.digest import check_page_size
+from migrate.kernel.reference.arguments import check_page_size
 from migrate.kernel.results import RamBlock
 
 _LONGEST_NAME = 255
@@ -26,7 +26,7 @@ class Ram:
         for block in sorted(blocks, key=lambda block: block.first_page):
             if not 1 <= len(block.name) <= _LONGEST_NAME:
                 raise ValueError(f"a block name of {len(block.name)} bytes")
-            if block.pages < 1 or block.first_page < 0 or block.first_page % stripe_pages:
+            if block.fd < 0 or block.pages < 1 or block.first_page < 0 or block.first_page % stripe_pages:
                 raise ValueError(f"block {block.name!r} cannot be {block.first_page}+{block.pages}")
             if block.first_page < end:
                 raise ValueError(f"block {block.name!r} overlaps the one before it")
@@ -62,22 +62,35 @@ class Ram:
         if count < 0 or (count and (block is None or first + count > block.first_page + block.pages)):
             raise ValueError(f"pages {first}+{count} are not pages of one block")
 
-    def read(self, block: RamBlock, page: int) -> bytes:
-        """One page as it is now. Raises RamError: the file ends before it, or reading failed."""
-        content = bytearray(self.page_size)
-        done = 0
-        while done < self.page_size:
-            offset = (page - block.first_page) * self.page_size + done
+    def require_block(self, page: int) -> RamBlock:
+        """The block that has the page. Raises ValueError: none has."""
+        block = self.block_of(page)
+        if block is None:
+            raise ValueError(f"page {page} is in no block")
+        return block
+
+    def read_some(self, block: RamBlock, page: int) -> bytes:
+        """One page as it is now, or what is left of it in the file. Raises RamError: reading failed."""
+        content = b""
+        while len(content) < self.page_size:
+            offset = (page - block.first_page) * self.page_size + len(content)
+            part = bytearray(self.page_size - len(content))
             try:
-                got = os.preadv(block.fd, [memoryview(content)[done:]], offset)
+                got = os.preadv(block.fd, [part], offset)
             except OSError as error:
                 raise RamError(f"{describe(block, offset)}: reading failed: {error.strerror}") from error
             if got == 0:
-                raise RamError(
-                    f"{describe(block, offset)}: the file ends here, the block has {block.pages} pages"
-                )
-            done += got
-        return bytes(content)
+                break
+            content += part[:got]
+        return content
+
+    def read(self, block: RamBlock, page: int) -> bytes:
+        """One page as it is now. Raises RamError: the file ends before it, or reading failed."""
+        content = self.read_some(block, page)
+        if len(content) < self.page_size:
+            offset = (page - block.first_page) * self.page_size + len(content)
+            raise _too_short(block, offset)
+        return content
 
     def write(self, block: RamBlock, page: int, content: bytes) -> None:
         """Write a run of pages. Raises RamError: writing failed."""
@@ -85,17 +98,22 @@ class Ram:
         while done < len(content):
             offset = (page - block.first_page) * self.page_size + done
             try:
-                done += os.pwritev(block.fd, [memoryview(content)[done:]], offset)
+                put = os.pwritev(block.fd, [memoryview(content)[done:]], offset)
             except OSError as error:
                 raise RamError(f"{describe(block, offset)}: writing failed: {error.strerror}") from error
+            if put == 0:
+                raise RamError(f"{describe(block, offset)}: writing failed: nothing more fits")
+            done += put
 
     def require_whole(self, block: RamBlock) -> None:
         """Raise RamError if the block's file has become shorter than the block: a write would hide that."""
         status = os.fstat(block.fd)
         if stat.S_ISREG(status.st_mode) and status.st_size < block.pages * self.page_size:
-            raise RamError(
-                f"{describe(block, status.st_size)}: the file ends here, the block has {block.pages} pages"
-            )
+            raise _too_short(block, status.st_size)
+
+
+def _too_short(block: RamBlock, end: int) -> RamError:
+    return RamError(f"{describe(block, end)}: the file ends here, the block has {block.pages} pages")
 
 
 def describe(block: RamBlock, offset: int) -> str:

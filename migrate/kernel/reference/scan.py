@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from migrate.kernel.reference.arguments import check_bitmap, check_digests, check_same_page_size
 from migrate.kernel.reference.bitmap import bitmap_set_range
 from migrate.kernel.reference.digest import MASK128, Keys, get_digest, put_digest
 from migrate.kernel.reference.ram import Ram
@@ -17,6 +18,9 @@ def scan(ram: Ram, keys: Keys, digests: bytearray, first: int, count: int, dirty
         RamError: the file ended before the block did, or reading failed.
         ValueError: the pages are not pages of one block.
     """
+    ram.require_range(first, count)
+    check_digests(digests, first, count)
+    check_bitmap(dirty, first + count)
     found = bytearray(16 * count)
     digest_range(ram, keys, first, count, found)
     different = [n for n in range(count) if get_digest(found, n) != get_digest(digests, first + n)]
@@ -33,12 +37,10 @@ def digest_range(ram: Ram, keys: Keys, first: int, count: int, out: bytearray | 
         ValueError: the pages are not pages of one block, or `out` is too small.
     """
     ram.require_range(first, count)
-    if len(out) < 16 * count:
-        raise ValueError(f"{len(out)} bytes are too few for {count} digests")
-    block = ram.block_of(first)
-    for n in range(count if block else 0):
-        assert block is not None
-        put_digest(out, n, keys.page_digest(ram.read(block, first + n)))
+    check_same_page_size(ram.page_size, keys.page_size)
+    check_digests(out, 0, count)
+    for n in range(count):
+        put_digest(out, n, keys.page_digest(ram.read(ram.require_block(first + n), first + n)))
 
 
 def zero_range(keys: Keys, digests: bytearray, first: int, count: int, dirty: bytearray) -> int:
@@ -46,7 +48,8 @@ def zero_range(keys: Keys, digests: bytearray, first: int, count: int, dirty: by
 
     Returns how many. Raises ValueError: the range leaves the array or the bitmap.
     """
-    _require_digests(digests, first, count)
+    check_digests(digests, first, count)
+    check_bitmap(dirty, first + count)
     different = [p for p in range(first, first + count) if get_digest(digests, p) != keys.zero_digest]
     for page in different:
         bitmap_set_range(dirty, page, 1)
@@ -55,16 +58,11 @@ def zero_range(keys: Keys, digests: bytearray, first: int, count: int, dirty: by
 
 def root(keys: Keys, digests: bytearray, first: int, count: int) -> int:
     """sum(term(p, digests[p])) over the pages of the range. Raises ValueError: it leaves the array."""
-    _require_digests(digests, first, count)
+    check_digests(digests, first, count)
     return sum(keys.term(p, get_digest(digests, p)) for p in range(first, first + count)) & MASK128
 
 
 def set_digests(digests: bytearray, first: int, count: int, digest: int) -> None:
     """Write one digest to a range of the array. Raises ValueError: it leaves the array."""
-    _require_digests(digests, first, count)
+    check_digests(digests, first, count)
     digests[16 * first : 16 * (first + count)] = digest.to_bytes(16, "little") * count
-
-
-def _require_digests(digests: bytearray, first: int, count: int) -> None:
-    if first < 0 or count < 0 or 16 * (first + count) > len(digests):
-        raise ValueError(f"pages {first}+{count} of an array of {len(digests) // 16} digests")

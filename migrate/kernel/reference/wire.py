@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 
+from migrate.kernel.reference.arguments import check_page_size
 from migrate.kernel.reference.xbzrle import LONGEST_RUN
 
 ZERO = 0x002
@@ -21,10 +22,12 @@ HEADER = struct.Struct(">Q")
 XBZRLE_HEADER = struct.Struct(">BH")
 XBZRLE_ENCODING = 1
 GAP = 2  # a run header costs two bytes, so a gap of up to two is no longer inside the run
+LOOKS_PER_RECORD = 16  # a call looks at no more than this many times max_records pages
 
 
 def max_records(page_size: int) -> int:
-    """Most page records a batch may hold: 2048, less for pages above 4096 so that 8 MiB of pages suffice."""
+    """Most page records a batch may hold: 2048, fewer where 8 MiB of pages are fewer."""
+    check_page_size(page_size)
     return min(2048, (8 << 20) // page_size)
 
 
