@@ -107,3 +107,24 @@ def _three_digits(value: float) -> str:
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
     text = f"{value:.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def format_time_left(at_best: float, at_worst: float) -> str:
+    """A range in whole seconds or minutes: `4 to 9 s`, `under 1 s`, `2 to 15 min`, `12 s or more`."""
+    if math.isinf(at_best):
+        return "does not converge"
+    if math.isinf(at_worst):
+        return f"{_rough(at_best)} or more"
+    if at_worst < 1:
+        return "under 1 s"
+    low, high = _rough(at_best), _rough(at_worst)
+    if low == high:
+        return f"about {high}"
+    low_number, low_unit = low.split(" ")
+    return f"{low_number if low_unit == high.split(' ')[1] else low} to {high}"
+
+
+def _rough(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.0f} h"

@@ -6,36 +6,45 @@ full disk or a closed terminal cannot end a migration.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from migrate.errors import MigrateError
     from migrate.protocol.stats import MigrationStats
 
 
+class CheckItem(NamedTuple):
+    """One thing the pre-flight looked at; the event `check` carries a list of them as `items`."""
+
+    what: str
+    value: str
+    verdict: Literal["ok", "warning", "failed"]
+
+
 class Reporter(Protocol):
     """Receives events, progress, the result and the error of a migration."""
 
-    def event(self, name: str, **fields: object) -> None:
+    def event(self, name: str, /, **fields: object) -> None:
         """Something happened.
 
         Args:
-            name: lower case with dashes: `listening`, `connected`, `negotiated`, `tracker`, `status`,
+            name: lower case, with dashes: `listening`, `connected`, `negotiated`, `tracker`, `status`,
                 `round`, `paused`, `resumed`, `lane-reset`, `reconnecting`, `reconnected`, `prepared`,
                 `committed`, `running`, `cancelled`, `warning`, `check`. An unknown name is printed as it is.
             **fields: what JSON can hold; sizes in bytes, rates in bytes a second, times in seconds.
-                A `_` in a field's name reads as `-`.
+                A `_` in a field's name reads as `-`. `round` comes when a round has ended, with its
+                row (`RoundStats.as_dict`); `check` has `items`, a list of CheckItem.
         """
 
     def progress(self, stats: MigrationStats, now: float) -> None:
-        """The numbers as they are now; call it about four times a second while pages move.
+        """The numbers as they are now; call it, after `stats.tick(now)`, about four times a second.
 
         Args:
             stats: read, not kept beyond the call.
             now: monotonic seconds, the clock of `stats`.
         """
 
-    def summary(self, stats: MigrationStats, now: float, outcome: str, **fields: object) -> None:
+    def summary(self, stats: MigrationStats, now: float, outcome: str, /, **fields: object) -> None:
         """The migration is over; called once per migration, before the error if there is one.
 
         Args:

@@ -1,0 +1,94 @@
+"""Pieces both command lines share: a parser that raises, types with clear messages, common options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from migrate import __version__
+from migrate.cli.exit_codes import exit_code_help
+from migrate.errors import UsageError
+
+T = TypeVar("T")
+
+UNITS_HELP = """units:
+  SIZE   bytes; K M G T are binary: 4096, 64M (= 64 MiB), 1.5G
+  RATE   bytes a second as SIZE: 200M (= 200 MiB/s); or decimal bits: 100Mbit
+  S, MS  seconds (fractions allowed), whole milliseconds
+  CMD    is run as /bin/sh -c CMD with MIGRATE_* in its environment"""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse that raises UsageError instead of printing and exiting."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=f"{UNITS_HELP}\n\n{exit_code_help()}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # an abbreviation that works today is ambiguous with the next option
+        )
+        self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError with the message, which names the option."""
+        raise UsageError(message.removeprefix("argument "), hint=f"{self.prog} --help lists all options")
+
+
+def typed(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """An argparse type whose ValueError message reaches the person who typed the value."""
+
+    def convert(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def whole_number(text: str) -> int:
+    """Raises ValueError."""
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a whole number") from None
+
+
+def seconds(text: str) -> float:
+    """Raises ValueError."""
+    try:
+        return float(text.removesuffix("s"))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number of seconds") from None
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the connection, the same on both sides."""
+    group = parser.add_argument_group("network")
+    group.add_argument(
+        "--keepalive-timeout",
+        type=typed(seconds),
+        default="10",
+        metavar="S",
+        help="seconds without a sign of life until a connection counts as broken (default: %(default)s)",
+    )
+    group.add_argument(
+        "--reconnect-timeout",
+        type=typed(seconds),
+        default="60",
+        metavar="S",
+        help="seconds a broken connection may take to come back before the migration fails; "
+        "0: not at all (default: %(default)s)",
+    )
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """The options of what is printed."""
+    parser.add_argument_group("output").add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object an event on standard output, a summary with QEMU's statistic names at the end",
+    )

@@ -1,0 +1,95 @@
+"""`migrate-dst`: waits for a `migrate-src`, takes the RAM, and starts the guest when it owns it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Coroutine, Sequence
+
+from migrate import config
+from migrate.cli.arguments import ArgumentParser, add_network_options, add_output_options, typed
+from migrate.cli.program import Program, run_program
+from migrate.config import Address, DestinationConfig, RamSpec
+from migrate.daemon.reporter import Reporter
+from migrate.units import parse_size
+
+DESCRIPTION = """Wait for a migrate-src and take over its guest's RAM.
+
+The RAM files are written while the guest still runs at the source. Until the
+handover each has a marker PATH.migrating beside it: no guest may run on it.
+--on-prepare gets the guest ready, paused. --on-commit lets it go, once both
+RAMs are proved equal and the source has given it up."""
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of `migrate-dst`; its destinations are the fields of DestinationConfig."""
+    parser = ArgumentParser("migrate-dst", DESCRIPTION)
+    parser.add_argument(
+        "--listen",
+        type=typed(Address.parse),
+        required=True,
+        metavar="HOST:PORT",
+        help="address to listen on, as 0.0.0.0:4444 or [::]:4444; port 0 takes any free one and says which",
+    )
+    parser.add_argument(
+        "--ram",
+        type=typed(RamSpec.parse),
+        action="append",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="file that becomes the guest's RAM; repeat it with names for several RAM blocks; a block of the "
+        f"source without a file here is refused (default name: {config.DEFAULT_BLOCK_NAME})",
+    )
+    parser.add_argument("--once", action="store_true", help="end after one migration")
+    guest = parser.add_argument_group("guest")
+    guest.add_argument(
+        "--on-prepare",
+        metavar="CMD",
+        help="builds the guest here, paused, on the finished RAM; if it fails, the source keeps the guest",
+    )
+    guest.add_argument(
+        "--on-commit",
+        metavar="CMD",
+        help="lets the prepared guest go; may be called again for the same MIGRATE_ID",
+    )
+    delta = parser.add_argument_group("delta compression (XBZRLE)")
+    delta.add_argument(
+        "--xbzrle-cache-limit",
+        type=typed(parse_size),
+        default="256M",
+        metavar="SIZE",
+        help="memory a source may have for its page cache here; 0: no XBZRLE (default: %(default)s)",
+    )
+    add_network_options(parser)
+    add_output_options(parser)
+    return parser
+
+
+def make_config(arguments: argparse.Namespace) -> DestinationConfig:
+    """The configuration of parsed arguments. Raises UsageError."""
+    fields = vars(arguments)
+    return DestinationConfig(**{**fields, "ram": tuple(fields["ram"])})
+
+
+def start(config: DestinationConfig, reporter: Reporter) -> Coroutine[object, object, None]:
+    """The service as a coroutine."""
+    from migrate.daemon.destination import serve  # heavy: the kernel, msgpack, the sockets
+
+    return serve(config, reporter)
+
+
+def warnings(config: DestinationConfig) -> list[str]:
+    """What works but is seldom meant."""
+    return [] if config.ram else ["no --ram: every RAM block of every source will be refused"]
+
+
+PROGRAM = Program("migrate-dst", "destination", build_parser, make_config, warnings, start)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code. `--help` and `--version` raise SystemExit(0)."""
+    return run_program(PROGRAM, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Plain lines with a time stamp, for logs, pipes and service managers: events, rounds, the result."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from migrate.cli.json_reporter import Writable
+from migrate.cli.summary import summary_rows, summary_title
+from migrate.cli.wording import dashed, error_lines, event_text, printable, progress_text
+from migrate.daemon.reporter import CheckItem
+from migrate.errors import MigrateError
+
+if TYPE_CHECKING:  # it loads the kernel, which --help can do without
+    from migrate.protocol.stats import MigrationStats
+
+QUIET_SECONDS = 30.0
+"""After so long without a line, progress makes one: the first round of a large guest takes a while."""
+
+
+class LogReporter:
+    """Reporter that writes lines: what happens to `out`, the error to `errors`."""
+
+    def __init__(
+        self,
+        out: Writable,
+        errors: Writable,
+        *,
+        program: str,
+        side: str,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._out = out
+        self._errors = errors
+        self._program = program
+        self._side = side
+        self._wall_clock = wall_clock
+        self._quiet_since = math.inf  # of the clock of `progress`; inf: something was said since
+
+    def event(self, name: str, /, **fields: object) -> None:
+        """Write one line; a table for `check`."""
+        if name == "check" and isinstance(items := fields.get("items"), Sequence):
+            for line in check_lines(items):
+                self._line(line)
+        else:
+            self._line(event_text(name, dashed(fields), self._side))
+
+    def progress(self, stats: MigrationStats, now: float) -> None:
+        """Write a line if nothing was said for QUIET_SECONDS."""
+        if now >= self._quiet_since + QUIET_SECONDS:
+            self._line(progress_text(stats, now))
+        self._quiet_since = min(self._quiet_since, now)
+
+    def summary(self, stats: MigrationStats, now: float, outcome: str, /, **fields: object) -> None:
+        """Write the result, a line for each number."""
+        self._line(summary_title(outcome))
+        for label, text in summary_rows(stats, now, dashed(fields)):
+            self._line(f"  {label}: {text}")
+
+    def error(self, error: MigrateError) -> None:
+        """Write the block that says what failed, where, and what to do next."""
+        (title, message), *rest = error_lines(self._program, error)
+        block = [f"{title}: {message}"] + [f"  {label}: {text}" for label, text in rest]
+        self._errors.write("".join(part.replace("\n", "\n    ") + "\n" for part in block))
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _line(self, text: str) -> None:
+        self._quiet_since = math.inf
+        stamp = datetime.fromtimestamp(self._wall_clock()).isoformat(" ", "milliseconds")
+        self._out.write(f"{stamp} {text}\n")
+
+
+def check_lines(items: Sequence[object]) -> list[str]:
+    """The pre-flight's items in aligned columns: verdict, what, value."""
+    rows = [item for item in items if isinstance(item, CheckItem)]
+    width = max((len(printable(item.what)) for item in rows), default=0)
+    return [f"{item.verdict:<7}  {printable(item.what):<{width}}  {printable(item.value)}" for item in rows]

@@ -1,0 +1,45 @@
+"""From the command line to the exit code: arguments, configuration, reporter, daemon."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from migrate.cli.arguments import ArgumentParser
+from migrate.cli.choose_reporter import choose_reporter, report_usage_error
+from migrate.config import DestinationConfig, SourceConfig
+from migrate.daemon.reporter import Reporter
+from migrate.errors import UsageError
+
+Config = TypeVar("Config", SourceConfig, DestinationConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Program(Generic[Config]):
+    """One of the two daemons, as its command line sees it."""
+
+    name: str
+    side: str
+    build_parser: Callable[[], ArgumentParser]
+    make_config: Callable[[argparse.Namespace], Config]
+    warnings: Callable[[Config], list[str]]
+    start: Callable[[Config, Reporter], Coroutine[object, object, None]]
+
+
+def run_program(program: Program[Config], argv: Sequence[str] | None) -> int:
+    """Parse, run, report; returns the exit code (`migrate.cli.exit_codes`)."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        config = program.make_config(program.build_parser().parse_args(arguments))
+    except UsageError as error:
+        report_usage_error(error, program.name, json="--json" in arguments)
+        return error.exit_code
+    from migrate.cli.run_daemon import run_daemon  # asyncio and uvloop, which --help can do without
+
+    with choose_reporter(program.name, program.side, json=config.json) as reporter:
+        for message in program.warnings(config):
+            reporter.event("warning", message=message)
+        return run_daemon(lambda: program.start(config, reporter), reporter, program.side)

@@ -1,0 +1,202 @@
+"""`migrate-src`: moves the RAM of a running guest to a waiting `migrate-dst`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Coroutine, Sequence
+
+from migrate import config
+from migrate.cli.arguments import (
+    ArgumentParser,
+    add_network_options,
+    add_output_options,
+    seconds,
+    typed,
+    whole_number,
+)
+from migrate.cli.program import Program, run_program
+from migrate.config import Address, RamSpec, SourceConfig
+from migrate.daemon.reporter import Reporter
+from migrate.units import parse_rate, parse_size
+
+DESCRIPTION = """Move the RAM of a running guest to the migrate-dst that waits at --to.
+
+All pages go while the guest runs, then what it changed, round after round,
+until the rest fits into --downtime-limit. Then the guest is paused, the rest is
+sent, both RAMs are proved equal, and the guest goes on at the destination.
+Whatever fails before that leaves it running here."""
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of `migrate-src`; its destinations are the fields of SourceConfig."""
+    parser = ArgumentParser("migrate-src", DESCRIPTION)
+    parser.add_argument(
+        "--to",
+        type=typed(Address.parse),
+        required=True,
+        metavar="HOST:PORT",
+        help="where migrate-dst listens",
+    )
+    parser.add_argument(
+        "--ram",
+        type=typed(RamSpec.parse),
+        action="append",
+        required=True,
+        metavar="[NAME=]PATH",
+        help="file that is the guest's RAM (tmpfs, memfd as /proc/PID/fd/N, or on disk); repeat with names "
+        f"for several RAM blocks (default name: {config.DEFAULT_BLOCK_NAME})",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="full pre-flight together with the destination; moves nothing"
+    )
+    _add_guest_options(parser)
+    _add_convergence_options(parser)
+    _add_bandwidth_options(parser)
+    _add_page_options(parser)
+    add_network_options(parser)
+    add_output_options(parser)
+    return parser
+
+
+def _add_guest_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("guest")
+    group.add_argument(
+        "--guest-pid",
+        type=typed(whole_number),
+        metavar="PID",
+        help="process to stop for the pause (SIGSTOP, until every thread stands); excludes --pause-cmd",
+    )
+    group.add_argument(
+        "--pause-cmd", metavar="CMD", help="pauses the guest; nothing may write its RAM afterwards"
+    )
+    group.add_argument("--resume-cmd", metavar="CMD", help="resumes the guest here after a failure")
+    group.add_argument(
+        "--state-cmd",
+        metavar="CMD",
+        help="writes device state into $MIGRATE_STATE_DIR once the guest is paused",
+    )
+    group.add_argument(
+        "--source-after",
+        choices=config.SOURCE_AFTERS,
+        default="keep",
+        help="what becomes of the paused guest here after the handover: keep it paused, or kill --guest-pid "
+        "(default: %(default)s)",
+    )
+
+
+def _add_convergence_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("rounds and pause")
+    group.add_argument(
+        "--downtime-limit",
+        dest="downtime_limit_ms",
+        type=typed(whole_number),
+        default="300",
+        metavar="MS",
+        help="milliseconds the guest may stand still, proof and handover included (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-rounds",
+        type=typed(whole_number),
+        default="30",
+        metavar="N",
+        help="rounds while the guest runs (default: %(default)s)",
+    )
+    group.add_argument(
+        "--timeout",
+        type=typed(seconds),
+        default="0",
+        metavar="S",
+        help="seconds the rounds may take; 0: no limit (default: %(default)s)",
+    )
+    group.add_argument(
+        "--timeout-action",
+        choices=config.TIMEOUT_ACTIONS,
+        default="cancel",
+        help="at --timeout or after --max-rounds: cancel (the guest runs on here), or pause it and send "
+        "whatever is left, however long that takes (default: %(default)s)",
+    )
+    group.add_argument(
+        "--dirty-tracker",
+        choices=config.DIRTY_TRACKERS,
+        default="auto",
+        help="how changed pages are found; auto chooses and says why (default: %(default)s)",
+    )
+    group.add_argument(
+        "--verify",
+        choices=config.VERIFY_LEVELS,
+        default="ram",
+        help="proof of equality: stream (what was sent was written), ram (the destination's RAM is read "
+        "back), full (both are read again in the pause) (default: %(default)s)",
+    )
+
+
+def _add_bandwidth_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("bandwidth")
+    group.add_argument(
+        "--max-bandwidth",
+        type=typed(parse_rate),
+        default="0",
+        metavar="RATE",
+        help="limit while the guest runs; 0: unlimited (default: %(default)s)",
+    )
+    group.add_argument(
+        "--switchover-bandwidth",
+        type=typed(parse_rate),
+        default="0",
+        metavar="RATE",
+        help="limit while the guest is paused; 0: unlimited (default: %(default)s)",
+    )
+
+
+def _add_page_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("delta compression (XBZRLE)")
+    group.add_argument(
+        "--xbzrle-cache-size",
+        type=typed(parse_size),
+        default="64M",
+        metavar="SIZE",
+        help="memory for the page cache on each side, at most the destination's limit; "
+        "0: no XBZRLE (default: %(default)s)",
+    )
+    group.add_argument(
+        "--xbzrle-cache-rule",
+        choices=config.CACHE_RULES,
+        default="default",
+        help="which pages the cache keeps; qemu is QEMU's rule, for comparison (default: %(default)s)",
+    )
+
+
+def make_config(arguments: argparse.Namespace) -> SourceConfig:
+    """The configuration of parsed arguments. Raises UsageError."""
+    fields = vars(arguments)
+    return SourceConfig(**{**fields, "ram": tuple(fields["ram"])})
+
+
+def start(config: SourceConfig, reporter: Reporter) -> Coroutine[object, object, None]:
+    """The migration as a coroutine."""
+    from migrate.daemon.source import migrate  # heavy: the kernel, msgpack, the sockets
+
+    return migrate(config, reporter)
+
+
+def warnings(config: SourceConfig) -> list[str]:
+    """What works but is seldom meant."""
+    if config.guest_pid is None and config.pause_cmd is None and not config.check:
+        return [
+            "neither --guest-pid nor --pause-cmd: nothing will pause the guest; "
+            "whoever writes its RAM must have stopped before the last round"
+        ]
+    return []
+
+
+PROGRAM = Program("migrate-src", "source", build_parser, make_config, warnings, start)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code. `--help` and `--version` raise SystemExit(0)."""
+    return run_program(PROGRAM, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

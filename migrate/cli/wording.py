@@ -1,0 +1,260 @@
+"""Events in words: one plain sentence each, with units, safe to show on a terminal.
+
+What a peer sent may be in any of these texts, so control characters never get through as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from migrate.cli.exit_codes import exit_code_name
+from migrate.errors import MigrateError
+from migrate.units import format_count, format_duration, format_rate, format_size, format_time_left
+
+if TYPE_CHECKING:  # it loads the kernel, which --help can do without
+    from migrate.protocol.stats import MigrationStats
+
+Fields = Mapping[str, object]
+"""An event's fields; names with dashes."""
+
+
+def printable(value: object) -> str:
+    """The value as one line of text; what could steer a terminal becomes an escape."""
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def dashed(fields: Mapping[str, object]) -> dict[str, object]:
+    """The fields with `_` in their names read as `-`."""
+    return {name.replace("_", "-"): value for name, value in fields.items()}
+
+
+def number(fields: Fields, name: str) -> float:
+    """A numeric field; 0 if it is missing, not a number, or not finite."""
+    value = fields.get(name)
+    return value if isinstance(value, int | float) and math.isfinite(value) else 0
+
+
+def event_text(name: str, fields: Fields, side: str) -> str:
+    """One line that says what happened.
+
+    Args:
+        name: of the event; an unknown one is shown with all its fields.
+        fields: with dashes in their names.
+        side: "source" or "destination": where we are.
+    """
+    wording = _WORDINGS.get(name)
+    if wording is None:
+        rest = describe(fields)
+        return f"{printable(name)}: {rest}" if rest else printable(name)
+    return wording(fields, side)
+
+
+def describe(fields: Fields) -> str:
+    """All fields as `name value, name value`, with units where the name tells them."""
+    return ", ".join(f"{printable(name)} {_value_text(name, value)}" for name, value in fields.items())
+
+
+def _value_text(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "none"
+    if isinstance(value, int | float):
+        return _number_text(name, value)
+    if isinstance(value, Mapping):
+        return f"({describe(value)})"
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return " ".join(_value_text("", item) for item in value) or "none"
+    return printable(value)
+
+
+def _number_text(name: str, value: float) -> str:
+    last = name.replace("_", "-").rsplit("-", 1)[-1]
+    if last in {"size", "bytes", "length"}:
+        return format_size(value)
+    if last == "bandwidth":
+        return format_rate(value) if value else "unlimited"
+    if last in {"seconds", "timeout"}:
+        return format_duration(value)
+    if last == "ms":
+        return format_duration(value / 1000)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _because(fields: Fields) -> str:
+    reason = fields.get("reason")
+    return f": {printable(reason)}" if reason else ""
+
+
+def plural(count: float, noun: str) -> str:
+    """`1 page`, `12.3k pages`."""
+    return f"{format_count(count)} {noun}{'' if count == 1 else 's'}"
+
+
+def _pages(fields: Fields, name: str) -> str:
+    return plural(number(fields, name), "page")
+
+
+def _address(fields: Fields) -> str:
+    host = printable(fields.get("host", "?"))
+    return f"[{host}]:{fields.get('port')}" if ":" in host else f"{host}:{printable(fields.get('port'))}"
+
+
+def _connected(fields: Fields, side: str) -> str:
+    peer = printable(fields.get("peer", "the peer"))
+    return f"connected to {peer}" if side == "source" else f"connection from {peer}"
+
+
+def _tracker(fields: Fields, side: str) -> str:
+    del side
+    reasons = fields.get("reasons")
+    text = f"dirty tracker: {printable(fields.get('name'))}"
+    if not reasons:
+        return text
+    if isinstance(reasons, Mapping):
+        parts = [f"{printable(name)}: {printable(reason)}" for name, reason in reasons.items()]
+    elif isinstance(reasons, Sequence) and not isinstance(reasons, str):
+        parts = [printable(reason) for reason in reasons]
+    else:
+        parts = [printable(reasons)]
+    return f"{text} ({'; '.join(parts)})"
+
+
+def round_text(row: Fields) -> str:
+    """A row of `rounds` (`RoundStats.as_dict`) on one line."""
+    hit_rate = row.get("cache-hit-rate")
+    parts = [
+        f"{_pages(row, 'dirty-pages')} to send",
+        f"sent {format_size(number(row, 'bytes'))} in {format_duration(number(row, 'time') / 1000)}"
+        f" ({format_rate(number(row, 'bandwidth'))})",
+        f"normal {format_count(number(row, 'normal'))}",
+        f"zero {format_count(number(row, 'duplicate'))}",
+        f"xbzrle {format_count(number(row, 'xbzrle'))}",
+        f"unchanged {format_count(number(row, 'unchanged'))}",
+    ]
+    if number(row, "dirty-pages-rate"):
+        parts.append(f"dirty rate {format_count(number(row, 'dirty-pages-rate'))} pages/s")
+    if isinstance(hit_rate, int | float):
+        parts.append(f"cache hits {percent(hit_rate)}")
+    return f"round {printable(row.get('round'))}: {', '.join(parts)}"
+
+
+def percent(share: float) -> str:
+    """`0 %`, `4.2 %`, `92 %`, `100 %`; never rounds to 100 what is not all."""
+    value = share * 100
+    if 0 < value < 9.95:
+        return f"{value:.1f} %"
+    return f"{math.floor(value) if value < 100 else value:.0f} %"
+
+
+def _lane_reset(fields: Fields, side: str) -> str:
+    lane, epoch = printable(fields.get("lane")), printable(fields.get("epoch"))
+    text = f"lane {lane} reset (epoch {epoch}){_because(fields)}"
+    if side == "source" and "owed-pages" in fields:
+        text += f"; {_pages(fields, 'owed-pages')} to send again"
+    return text
+
+
+def _reconnecting(fields: Fields, side: str) -> str:
+    if side == "destination":
+        return f"connection lost{_because(fields)}; waiting for the source to come back"
+    delay = format_duration(number(fields, "delay"))
+    return f"connection lost{_because(fields)}; attempt {printable(fields.get('attempt'))} in {delay}"
+
+
+def _reconnected(fields: Fields, side: str) -> str:
+    del side
+    owed = f"; {_pages(fields, 'owed-pages')} to send again" if "owed-pages" in fields else ""
+    return f"connected again{owed}"
+
+
+def _negotiated(fields: Fields, side: str) -> str:
+    del side
+    return f"agreed: {describe(fields)}"
+
+
+def _fixed(text: str) -> Callable[[Fields, str], str]:
+    """A sentence that further fields, if any, follow in brackets."""
+
+    def wording(fields: Fields, side: str) -> str:
+        del side
+        rest = describe(fields)
+        return f"{text} ({rest})" if rest else text
+
+    return wording
+
+
+_WORDINGS: dict[str, Callable[[Fields, str], str]] = {
+    "listening": lambda fields, _: f"listening on {_address(fields)}",
+    "connected": _connected,
+    "negotiated": _negotiated,
+    "tracker": _tracker,
+    "status": lambda fields, _: f"status {printable(fields.get('old'))} -> {printable(fields.get('new'))}",
+    "round": lambda fields, _: round_text(fields),
+    "paused": _fixed("guest paused"),
+    "resumed": lambda fields, _: f"guest resumed at the source{_because(fields)}",
+    "lane-reset": _lane_reset,
+    "reconnecting": _reconnecting,
+    "reconnected": _reconnected,
+    "prepared": _fixed("destination prepared: it has the whole RAM and is ready to run the guest"),
+    "committed": _fixed("committed: the guest belongs to the destination"),
+    "running": _fixed("guest runs at the destination"),
+    "cancelling": lambda fields, _: f"{printable(fields.get('signal', 'signal'))}: cancelling",
+    "cancelled": lambda fields, _: f"cancelled{_because(fields)}",
+    "warning": lambda fields, _: f"warning: {printable(fields.get('message'))}",
+}
+
+TROUBLE = frozenset({"warning", "lane-reset", "reconnecting", "resumed", "cancelling", "cancelled"})
+"""Events that a person should notice."""
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(printable(line) for line in text.strip().splitlines())
+
+
+def progress_text(stats: MigrationStats, now: float) -> str:
+    """The numbers of `progress` on one line."""
+    row = stats.current_round
+    parts = [f"round {row.round}" if row else stats.status]
+    if stats.side == "source":
+        parts.append(f"{format_size(stats.remaining_pages * stats.page_size)} remaining")
+    parts.append(f"{format_rate(stats.bandwidth(now))}")
+    if dirty_rate := stats.dirty_rate:
+        parts.append(f"dirty rate {format_rate(dirty_rate * stats.page_size)}")
+    if (hit_rate := recent_hit_rate(stats)) is not None:
+        parts.append(f"cache hits {percent(hit_rate)}")
+    if stats.expected_downtime_ms:
+        parts.append(f"expected downtime {format_duration(stats.expected_downtime_ms / 1000)}")
+    if stats.eta is not None:
+        parts.append(f"time left {format_time_left(*stats.eta)}")
+    return ", ".join(parts)
+
+
+def recent_hit_rate(stats: MigrationStats) -> float | None:
+    """Cache hits over lookups of the running round, or of all rounds while it has none; None: no lookups."""
+    row = stats.current_round
+    recent = row.pages.hit_rate if row else None
+    return stats.pages.hit_rate if recent is None else recent
+
+
+def error_lines(program: str, error: MigrateError) -> list[tuple[str, str]]:
+    """The error block as (label, text): what failed, on which side, where the guest runs, what to do next.
+
+    The label of the first line is the program with `error` or `cancelled`. A text may have several lines,
+    such as what a hook wrote.
+    """
+    verdict = "cancelled" if error.exit_code == 130 else "error"
+    lines = [(f"{program}: {verdict}", _printable_lines(error.message or type(error).__name__))]
+    if error.side:
+        lines.append((f"{'failed' if verdict == 'error' else verdict} at", f"the {printable(error.side)}"))
+    if error.guest:
+        lines.append(("guest", printable(error.guest)))
+    if error.hint:
+        lines.append(("next", _printable_lines(error.hint)))
+    lines.append(("exit code", f"{error.exit_code} ({exit_code_name(error.exit_code)})"))
+    return lines
