@@ -1,0 +1,164 @@
+/* What the .c files of the kernel share among themselves. */
+#ifndef MIGRATE_KERNEL_INTERNAL_H
+#define MIGRATE_KERNEL_INTERNAL_H
+
+#include <string.h>
+
+#include "kernel.h"
+
+/* ---- flags of a RAM record (qemu-ram-stream.md 2.1) ----------------------------------------------------- */
+
+enum {
+    RECORD_ZERO = 0x002,
+    RECORD_PAGE = 0x008,
+    RECORD_CONTINUE = 0x020,
+    RECORD_XBZRLE = 0x040,
+    RECORD_HOOK = 0x080,
+    RECORD_HEADER = 8,
+    XBZRLE_ENCODING = 1,
+    XBZRLE_HEADER = 3, /* u8 encoding, be16 length */
+};
+
+/* ---- numbers in memory, unaligned ------------------------------------------------------------------------- */
+
+static inline uint64_t load_native64(const void *from)
+{
+    uint64_t value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+static inline void store_native64(void *to, uint64_t value)
+{
+    memcpy(to, &value, sizeof value);
+}
+
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+static inline uint64_t little64(uint64_t value)
+{
+    return value;
+}
+static inline uint64_t big64(uint64_t value)
+{
+    return __builtin_bswap64(value);
+}
+#else
+static inline uint64_t little64(uint64_t value)
+{
+    return __builtin_bswap64(value);
+}
+static inline uint64_t big64(uint64_t value)
+{
+    return value;
+}
+#endif
+
+static inline uint64_t load_le64(const void *from)
+{
+    return little64(load_native64(from));
+}
+
+static inline void store_le64(void *to, uint64_t value)
+{
+    store_native64(to, little64(value));
+}
+
+static inline uint64_t load_be64(const void *from)
+{
+    return big64(load_native64(from));
+}
+
+static inline void store_be64(void *to, uint64_t value)
+{
+    store_native64(to, big64(value));
+}
+
+/* ---- 128-bit arithmetic, modulo 2**128 ------------------------------------------------------------------------ */
+
+__extension__ typedef unsigned __int128 wide;
+
+static inline wide widen(struct mk_u128 value)
+{
+    return (wide)value.hi << 64 | value.lo;
+}
+
+static inline struct mk_u128 narrow(wide value)
+{
+    return (struct mk_u128){(uint64_t)value, (uint64_t)(value >> 64)};
+}
+
+static inline bool same(struct mk_u128 a, struct mk_u128 b)
+{
+    return a.lo == b.lo && a.hi == b.hi;
+}
+
+static inline struct mk_u128 digest_at(const uint8_t *digests, uint64_t page)
+{
+    const uint8_t *at = digests + page * MK_DIGEST_BYTES;
+    return (struct mk_u128){load_le64(at), load_le64(at + 8)};
+}
+
+static inline void set_digest(uint8_t *digests, uint64_t page, struct mk_u128 digest)
+{
+    uint8_t *at = digests + page * MK_DIGEST_BYTES;
+    store_le64(at, digest.lo);
+    store_le64(at + 8, digest.hi);
+}
+
+/* ---- the place of a page in the root -------------------------------------------------------------------------- */
+
+struct place {
+    uint64_t a, b;
+};
+
+struct place place_of(const struct mk_keys *keys, uint64_t page);
+
+/* mk_term, for who needs several terms of one page. */
+static inline struct mk_u128 term_at(struct place place, struct mk_u128 digest)
+{
+    return narrow((wide)(digest.lo + place.a) * (digest.hi + place.b));
+}
+
+/* ---- bits ------------------------------------------------------------------------------------------------------- */
+
+static inline bool bit_is_set(const uint8_t *bitmap, uint64_t page)
+{
+    return bitmap[page >> 3] >> (page & 7) & 1;
+}
+
+static inline void set_bit(uint8_t *bitmap, uint64_t page)
+{
+    bitmap[page >> 3] |= (uint8_t)(1u << (page & 7));
+}
+
+static inline void clear_bit(uint8_t *bitmap, uint64_t page)
+{
+    bitmap[page >> 3] &= (uint8_t)~(1u << (page & 7));
+}
+
+/* ---- variants by CPU ---------------------------------------------------------------------------------------------- */
+
+struct variants {
+    bool (*is_zero)(const uint8_t *data, size_t length);
+    uint32_t (*crc32c)(const uint8_t *data, size_t length, uint32_t value);
+    /* masks[i] bit j: byte 64*i+j differs; `chunks` whole chunks of 64 bytes. */
+    void (*differs)(const uint8_t *a, const uint8_t *b, size_t chunks, uint64_t *masks);
+};
+
+extern struct variants variants;
+
+/* Each chooses its member of `variants` among what `features` allows. */
+void zero_select(unsigned features);
+void crc32c_select(unsigned features);
+void differs_select(unsigned features);
+
+/* ---- files -------------------------------------------------------------------------------------------------------- */
+
+extern const uint8_t zero_page[MK_PAGE_SIZE_MAX];
+
+/* Read whole pages first… of a block: iovec i takes page first + i. Returns how many whole pages were read (at least
+ * one), or 0 with *error set. Fewer than asked for is legal: ask again. */
+size_t read_pages(
+    const struct mk_ram *ram, size_t block, uint64_t first, uint8_t *const *into, size_t pages, struct mk_error *error);
+
+#endif

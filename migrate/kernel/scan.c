@@ -1,0 +1,101 @@
+/* Reading RAM to compare or to learn its digests. */
+#include <stdlib.h>
+
+#include "internal.h"
+
+enum { CHUNK_BYTES = 64 << 10 }; /* stays in the second-level cache between reading and digesting */
+
+/* What to do with the digest of one page. */
+struct visitor {
+    void (*page)(struct visitor *self, uint64_t page, struct mk_u128 digest);
+    const uint8_t *digests;
+    uint8_t *target;
+    uint64_t first;
+    uint64_t differing;
+};
+
+static enum mk_status visit(
+    const struct mk_ram *ram,
+    const struct mk_keys *keys,
+    uint64_t first,
+    uint64_t count,
+    struct visitor *visitor,
+    struct mk_error *error)
+{
+    size_t block = mk_ram_find(ram, first, count);
+    size_t chunk_pages = CHUNK_BYTES / ram->page_size;
+    if (count == 0)
+        return MK_OK;
+    uint8_t *chunk = aligned_alloc(64, CHUNK_BYTES);
+    if (!chunk) {
+        *error = (struct mk_error){.status = MK_MEMORY};
+        return MK_MEMORY;
+    }
+    uint8_t *into[CHUNK_BYTES / MK_PAGE_SIZE_MIN];
+    for (size_t i = 0; i < chunk_pages; i++)
+        into[i] = chunk + i * ram->page_size;
+    uint64_t page = first, end = first + count;
+    while (page < end) {
+        size_t got = read_pages(ram, block, page, into, end - page < chunk_pages ? end - page : chunk_pages, error);
+        if (got == 0)
+            break;
+        for (size_t i = 0; i < got; i++, page++)
+            visitor->page(visitor, page, mk_page_digest(keys, into[i]));
+    }
+    free(chunk);
+    return page < end ? error->status : MK_OK;
+}
+
+static void mark_if_differing(struct visitor *self, uint64_t page, struct mk_u128 digest)
+{
+    if (same(digest, digest_at(self->digests, page)))
+        return;
+    set_bit(self->target, page);
+    self->differing++;
+}
+
+static void store(struct visitor *self, uint64_t page, struct mk_u128 digest)
+{
+    set_digest(self->target, page - self->first, digest);
+}
+
+enum mk_status mk_scan(
+    const struct mk_ram *ram,
+    const struct mk_keys *keys,
+    const uint8_t *digests,
+    uint64_t first,
+    uint64_t count,
+    uint8_t *dirty,
+    uint64_t *differing,
+    struct mk_error *error)
+{
+    struct visitor visitor = {.page = mark_if_differing, .digests = digests, .target = dirty};
+    enum mk_status status = visit(ram, keys, first, count, &visitor, error);
+    *differing = visitor.differing;
+    return status;
+}
+
+enum mk_status mk_digest_range(
+    const struct mk_ram *ram,
+    const struct mk_keys *keys,
+    uint64_t first,
+    uint64_t count,
+    uint8_t *out,
+    struct mk_error *error)
+{
+    struct visitor visitor = {.page = store, .target = out, .first = first};
+    return visit(ram, keys, first, count, &visitor, error);
+}
+
+uint64_t mk_zero_range(
+    const struct mk_keys *keys, const uint8_t *digests, uint64_t first, uint64_t count, uint8_t *dirty)
+{
+    uint64_t differing = 0;
+    for (uint64_t page = first; page < first + count; page++) {
+        if (same(digest_at(digests, page), keys->zero_digest))
+            continue;
+        set_bit(dirty, page);
+        differing++;
+    }
+    return differing;
+}
