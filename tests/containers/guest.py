@@ -1,0 +1,46 @@
+"""What the practice guest of a pair of hosts does, told by its log, its witness log and its own checks."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.containers.hosts import Hosts
+
+RAM = "/ram/guest.ram"
+WITNESS = "/witness/log"
+PIDFILE = "/run/migrate/guest.pid"
+
+
+def start(hosts: Hosts) -> None:
+    """Start both hosts; return when the guest has filled its RAM and writes, on host-a."""
+    hosts.up("guest", "destination")
+    hosts.log("guest").wait("ready")
+
+
+def wait_for_beats(hosts: Hosts, host: str, count: int) -> None:
+    """Return once the guest has lived for so many more beats (of a millisecond or more) on this host."""
+    follow = f"tail --lines=0 --follow {WITNESS} | grep --max-count={count} ' {host} ' >/dev/null"
+    hosts.execute("destination", "sh", "-c", follow)
+
+
+def stop(hosts: Hosts) -> None:
+    """End the guest, which runs on host-b, between two writes; return when it has ended."""
+    pid = hosts.execute("destination", "cat", PIDFILE).strip()
+    hosts.execute("destination", "sh", "-c", f"kill -TERM {pid} && tail --pid={pid} --follow /dev/null")
+
+
+def check(hosts: Hosts) -> dict[str, Any]:
+    """Assert that no write was lost and that there was one owner at all times; returns the witness report."""
+    pages = _check(hosts, "check", "--check", "--ram", RAM)
+    assert pages["clean"], pages
+    witness = _check(hosts, "check-witness", "--check-witness", WITNESS)
+    assert witness["clean"], witness
+    assert [run["host"] for run in witness["runs"]] == ["host-a", "host-b"]
+    return witness
+
+
+def _check(hosts: Hosts, event: str, *arguments: str) -> dict[str, Any]:
+    report = json.loads(hosts.execute("destination", "migrate-guest", *arguments, "--json"))
+    assert report["event"] == event
+    return dict(report)
