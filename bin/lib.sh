@@ -43,7 +43,7 @@ missing_tools() {
     local compiler include
     find_python
     if [ -z "$python" ]; then
-        printf 'Python 3.11 or newer\tpython3\n'
+        printf 'Python 3.11 or newer\tpython3\nits venv module\tpython3-venv\nits Python.h\tpython3-dev\n'
     elif ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
         printf 'the venv module of %s\tpython3-venv\n' "$python"
     fi
