@@ -23,11 +23,13 @@ DirtyTrackerName = Literal["auto", "scan", "stop"]
 TimeoutAction = Literal["cancel", "pause"]
 SourceAfter = Literal["keep", "kill"]
 VerifyLevel = Literal["stream", "ram", "full"]
+Compression = Literal["none", "zlib"]
 
 CACHE_RULES: tuple[CacheRule, ...] = ("default", "qemu")
 DIRTY_TRACKERS: tuple[DirtyTrackerName, ...] = ("auto", "scan", "stop")
 TIMEOUT_ACTIONS: tuple[TimeoutAction, ...] = ("cancel", "pause")
 SOURCE_AFTERS: tuple[SourceAfter, ...] = ("keep", "kill")
+COMPRESSIONS: tuple[Compression, ...] = ("none", "zlib")
 VERIFY_LEVELS: tuple[VerifyLevel, ...] = ("stream", "ram", "full")
 
 LONGEST_DOWNTIME_LIMIT_MS = 2_000_000  # QEMU's range, qemu-ram-stream.md 10.4
@@ -109,6 +111,8 @@ class SourceConfig:
     """At the timeout or after the last round: give up, or pause the guest and send whatever is left."""
     source_after: SourceAfter = "keep"
     verify: VerifyLevel = "ram"
+    compression: Compression = "none"
+    """Of what is left after zero pages and XBZRLE; costs CPU, for slow links."""
     check: bool = False
     json: bool = False
     lanes: int = 1

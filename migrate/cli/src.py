@@ -165,6 +165,12 @@ def _add_page_options(parser: argparse.ArgumentParser) -> None:
         default="default",
         help="which pages the cache keeps; qemu is QEMU's rule, for comparison (default: %(default)s)",
     )
+    group.add_argument(
+        "--compression",
+        choices=config.COMPRESSIONS,
+        default="none",
+        help="compress batches on top of that; costs CPU, for slow links (default: %(default)s)",
+    )
 
 
 def make_config(arguments: argparse.Namespace) -> SourceConfig:

@@ -19,9 +19,8 @@ it that nobody changes the same bits, digests or cache meanwhile (a lane owns it
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from migrate.kernel.results import ApplyResult, FillResult
+from migrate.kernel.results import ApplyResult, FillResult, RamBlock
 
 IMPLEMENTATION: str  # "native" or "reference"
 
@@ -51,14 +50,6 @@ class Keys:
         """Digest of a page of zeros."""
     def page_digest(self, page: bytes | bytearray | memoryview) -> int: ...
     def term(self, page: int, digest: int) -> int: ...
-
-class RamBlock(NamedTuple):
-    """One block as the kernel sees it. Lives in `migrate.kernel.results`; shown here for the reader."""
-
-    name: bytes  # 1…255 bytes
-    fd: int
-    first_page: int  # multiple of stripe_pages
-    pages: int
 
 class Ram:
     """The blocks of a migration: names, open descriptors, places in page space."""

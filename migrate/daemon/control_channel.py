@@ -1,0 +1,124 @@
+"""A control connection on an event loop: frames in, frames out, one owner.
+
+Nothing is written after `close`, nothing is delivered after `on_lost`. What the peer does not read piles up
+in the transport only as far as the machines speak unasked (pings, acknowledgements): `drained` is for
+whoever has more to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import cast
+
+from migrate.daemon.sockets import tune_control
+from migrate.errors import ProtocolError
+from migrate.protocol.messages import FrameReader, encode_frame
+from migrate.protocol.schema import Message
+
+MAX_BACKLOG_BYTES = 64 << 20
+"""A peer that takes nothing off its connection for that long is gone; bounds our memory."""
+
+
+class ControlChannel(asyncio.Protocol):
+    """Reads and writes control messages.
+
+    Args:
+        on_message: called for every message, in order.
+        on_lost: called once, when the connection is gone or spoke nonsense; not after `close`.
+    """
+
+    def __init__(self, on_message: Callable[[Message], None], on_lost: Callable[[str], None]) -> None:
+        self.on_message = on_message
+        self.on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._reader = FrameReader()
+        self._closed = False
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._gone = asyncio.Event()
+
+    @property
+    def peer(self) -> str:
+        """Address of the other side, for a person."""
+        address = self._transport.get_extra_info("peername") if self._transport else None
+        return f"{address[0]}:{address[1]}" if address else "unknown"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Numeric address and port of the other side; lanes go to the same."""
+        assert self._transport is not None
+        host, port = self._transport.get_extra_info("peername")[:2]
+        return host, port
+
+    def send(self, message: Message) -> None:
+        """Queue a message; lost if the connection is."""
+        if self._transport is None or self._closed or self._transport.is_closing():
+            return
+        self._transport.write(encode_frame(message))
+        if self._transport.get_write_buffer_size() > MAX_BACKLOG_BYTES:
+            self._lose("the peer does not read what is sent to it")
+
+    def send_raw(self, data: bytes) -> None:
+        """Queue bytes that come before the first frame."""
+        assert self._transport is not None
+        self._transport.write(data)
+
+    async def drained(self) -> None:
+        """Wait until there is room for more, or the connection is gone."""
+        await self._writable.wait()
+
+    def close(self) -> None:
+        """Close once everything queued is out; no more calls of either callback."""
+        self._closed = True
+        if self._transport is not None:
+            self._transport.close()
+
+    async def closed(self, timeout: float) -> None:
+        """Wait until the transport is gone, at most `timeout` seconds; then it is cut."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._gone.wait()
+        except TimeoutError:
+            if self._transport is not None:
+                self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        sock: socket.socket | None = transport.get_extra_info("socket")
+        if sock is not None:
+            tune_control(sock)
+
+    def data_received(self, data: bytes) -> None:
+        if self._closed:
+            return
+        try:
+            for message in self._reader.feed(data):
+                self.on_message(message)
+                if self._closed:
+                    return
+        except ProtocolError as error:
+            self._lose(str(error))
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._writable.set()
+        self._gone.set()
+        self._lose(str(error) if error else "the peer closed the connection")
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def _lose(self, reason: str) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._transport is not None:
+            self._transport.abort()
+        self.on_lost(reason)

@@ -1,0 +1,205 @@
+"""The destination daemon: listens, agrees, and serves one migration at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+
+from migrate import __version__
+from migrate.config import DestinationConfig
+from migrate.daemon.control_channel import ControlChannel
+from migrate.daemon.incoming import Incoming
+from migrate.daemon.listener import Listener
+from migrate.daemon.reporter import Reporter
+from migrate.errors import CancelledMigration, MigrateError, ProtocolError, RamError
+from migrate.protocol import messages as m
+from migrate.protocol.destination import DestinationMachine
+from migrate.protocol.handshake import Agreement, Offer, negotiate
+from migrate.ram.image import RamImage
+from migrate.ram.layout import PageLayout
+
+CLOSE_SECONDS = 2.0
+
+
+async def serve(config: DestinationConfig, reporter: Reporter) -> None:
+    """Take migrations: one with `--once`, else until cancelled. A failed one ends the daemon only with `--once`.
+
+    Raises:
+        MigrateError: the failure of the one migration, or that listening is impossible.
+    """
+    await DestinationDaemon(config, reporter).run()
+
+
+class DestinationDaemon:
+    """Answers hellos and hands connections to the migration that runs."""
+
+    def __init__(self, config: DestinationConfig, reporter: Reporter) -> None:
+        self._config = config
+        self._reporter = reporter
+        self._listener = Listener(self, reporter, config.keepalive_timeout)
+        self._incoming: Incoming | None = None
+        self._handed_over: dict[tuple[int, int], str] = {}
+        """Files (device, inode) that belong to a guest now, and its migration."""
+        self._arrived = asyncio.Event()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Serve. Raises MigrateError."""
+        try:
+            address = await self._listener.open(self._config.listen)
+            self._reporter.event("listening", host=address.host, port=address.port)
+            while True:
+                await self._wait_for_hello()
+                error = await self._serve_one()
+                if self._config.once:
+                    if error is not None:
+                        raise error
+                    return
+                if isinstance(error, CancelledMigration) and error.side is None:
+                    raise error
+                if error is not None:
+                    self._reporter.error(error)
+        finally:
+            await self._listener.close()
+            for task in list(self._closing):
+                await task
+
+    async def _wait_for_hello(self) -> None:
+        try:
+            await self._arrived.wait()
+        except asyncio.CancelledError:
+            raise CancelledMigration(
+                "cancelled while no migration was under way", guest="no guest was received"
+            ) from None
+        self._arrived.clear()
+
+    async def _serve_one(self) -> MigrateError | None:
+        incoming = self._incoming
+        assert incoming is not None
+        identities = incoming.identities
+        try:
+            await incoming.run()
+        except MigrateError as error:
+            return error
+        finally:
+            if incoming.handed_over:
+                self._handed_over |= dict.fromkeys(identities, incoming.migration)
+            self._incoming = None
+        return None
+
+    # --- connections -------------------------------------------------------------------------------------
+
+    def lane_came(self, opening: m.LaneOpen, sock: socket.socket) -> None:
+        """A lane connection (ListenerEvents)."""
+        if self._incoming is None:
+            raise ProtocolError("a lane came, but no migration is under way")
+        self._incoming.lane_came(opening, sock)
+
+    def hello_came(self, hello: m.Hello, channel: ControlChannel) -> None:
+        """A control connection that said hello (ListenerEvents)."""
+        current = self._incoming
+        answer: m.Accept | m.Reject | None
+        if current is not None and current.migration == hello.migration.hex():
+            answer = current.resume(hello, channel)
+        elif hello.resume:
+            answer = m.Reject(
+                "no such migration is under way here; migrate-dst may have been started anew",
+                "",
+                "destination",
+            )
+        elif current is not None:
+            answer = m.Reject(f"another migration ({current.migration}) is under way here", "--to", "source")
+        else:
+            answer = self._begin(hello, channel)
+        if answer is not None:
+            self._answer(channel, answer)
+
+    def _begin(self, hello: m.Hello, channel: ControlChannel) -> m.Accept | m.Reject | None:
+        """Agree and start, or say why not; the pre-flight is accepted without anything being started."""
+        try:
+            lengths = _lengths(hello)
+            self._check_handed_over()
+            image = RamImage.open_destination(
+                self._config.ram,
+                lengths,
+                hello.page_size,
+                needed_bytes=hello.data_bytes,
+                dry_run=hello.check,
+            )
+        except (RamError, ValueError) as error:
+            hint = error.hint if isinstance(error, RamError) and error.hint else "--ram"
+            return m.Reject(str(error)[:4000], hint[:4000], "destination")
+        free = image.available_bytes or 0
+        offer = Offer(dict(lengths), free, self._config.xbzrle_cache_limit)
+        agreed = negotiate(hello, offer)
+        if isinstance(agreed, m.Reject):
+            image.close()
+            return agreed
+        if hello.check:
+            return _accept_check(agreed, free)
+        try:
+            image.mark(hello.migration.hex())
+        except RamError as error:
+            image.close()
+            return m.Reject(str(error)[:4000], "--ram", "destination")
+        machine = DestinationMachine(
+            hello,
+            agreed,
+            image,
+            os.urandom(32),
+            free,
+            self._config.keepalive_timeout,
+            self._config.reconnect_timeout,
+        )
+        self._reporter.event("connected", peer=channel.peer, migration=hello.migration.hex())
+        self._incoming = Incoming(self._config, self._reporter, machine, image, channel)
+        self._arrived.set()
+        return None
+
+    def _check_handed_over(self) -> None:
+        """A daemon that goes on listening must not empty the RAM of the guest that it started."""
+        for spec in self._config.ram:
+            try:
+                found = spec.path.stat()
+            except OSError:
+                continue
+            owner = self._handed_over.get((found.st_dev, found.st_ino))
+            if owner is not None:
+                raise RamError(
+                    f"{spec.path} belongs to the guest that migration {owner} brought here",
+                    hint="remove the file once that guest is gone, or start another migrate-dst with other files",
+                )
+
+    def _answer(self, channel: ControlChannel, message: m.Accept | m.Reject) -> None:
+        if isinstance(message, m.Reject):
+            self._reporter.event("warning", message=f"{channel.peer} was refused: {message.reason}")
+        channel.send(message)
+        channel.close()
+        task = asyncio.ensure_future(channel.closed(CLOSE_SECONDS))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+def _lengths(hello: m.Hello) -> dict[str, int]:
+    """The blocks by name; the kernel and the layout check the rest. Raises ValueError."""
+    lengths = {block.name: block.length for block in hello.blocks}
+    if len(lengths) != len(hello.blocks):
+        raise ValueError("the source lists a RAM block twice")
+    PageLayout(hello.page_size, list(lengths.items()))
+    return lengths
+
+
+def _accept_check(agreed: Agreement, free: int) -> m.Accept:
+    return m.Accept(
+        agreed.version,
+        f"migrate {__version__}",
+        agreed.cache_bytes,
+        agreed.cache_rule,
+        agreed.lanes,
+        agreed.codec,
+        agreed.verify,
+        bytes(32),
+        [],
+        free,
+    )

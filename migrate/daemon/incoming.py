@@ -1,0 +1,300 @@
+"""One migration at the destination: carries out what its machine asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine
+
+from migrate.config import DestinationConfig
+from migrate.daemon.control_channel import ControlChannel
+from migrate.daemon.device_state import DeviceState, StateDirectory
+from migrate.daemon.hooks import hook_environment, run_hook
+from migrate.daemon.lane_receiver import LaneReceiver
+from migrate.daemon.reporter import Reporter
+from migrate.daemon.sockets import shut_down
+from migrate.errors import GuestError, MigrateError
+from migrate.protocol import actions as a
+from migrate.protocol import messages as m
+from migrate.protocol.destination import DestinationMachine
+from migrate.protocol.lane_destination import AppliedBatch
+from migrate.protocol.schema import Message
+from migrate.ram.digests import read_digests
+from migrate.ram.image import RamImage
+from migrate.ram.windows import cpu_count
+
+TICK_SECONDS = 0.05
+PROGRESS_SECONDS = 0.25
+CLOSE_SECONDS = 5.0
+
+
+class Incoming:
+    """Connects one destination machine with the event loop, sockets, threads, hooks and RAM.
+
+    Args:
+        image: marked as incoming; closed when the migration has ended.
+        channel: the control connection that said hello.
+    """
+
+    def __init__(
+        self,
+        config: DestinationConfig,
+        reporter: Reporter,
+        machine: DestinationMachine,
+        image: RamImage,
+        channel: ControlChannel,
+    ) -> None:
+        self.migration = machine.hello.migration.hex()
+        self.handed_over = False
+        """The guest is ours: its RAM must not be touched any more."""
+        self._config = config
+        self._reporter = reporter
+        self._machine = machine
+        self._image = image
+        self._channel: ControlChannel | None = None
+        self._sockets: dict[tuple[int, int], socket.socket] = {}
+        """Lane connections that wait for their thread, by (lane, epoch)."""
+        self._receivers: dict[int, LaneReceiver] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._hook: asyncio.Task[None] | None = None
+        self._state: StateDirectory | None = None
+        self._stop = threading.Event()
+        self._finished: asyncio.Future[MigrateError | None] = asyncio.get_running_loop().create_future()
+        self._take_channel(channel)
+        self._input(machine.start)
+
+    @property
+    def identities(self) -> list[tuple[int, int]]:
+        """(device, inode) of every RAM file."""
+        found = [path.stat() for path in self._image.paths.values()]
+        return [(status.st_dev, status.st_ino) for status in found]
+
+    async def run(self) -> None:
+        """Serve to the end. Raises MigrateError."""
+        ticker = asyncio.ensure_future(self._tick())
+        try:
+            error = await self._wait_for_end()
+        finally:
+            ticker.cancel()
+            await self._clean_up(ticker)
+        self._reporter.summary(
+            self._machine.stats, time.monotonic(), self._outcome, guest=self._machine.guest_place
+        )
+        if error is not None:
+            raise error
+
+    @property
+    def _outcome(self) -> str:
+        return "failed" if self._machine.outcome == "start-failed" else self._machine.outcome
+
+    async def _wait_for_end(self) -> MigrateError | None:
+        while True:
+            try:
+                return await asyncio.shield(self._finished)
+            except asyncio.CancelledError as cancelled:
+                reason = f"cancelled ({cancelled})" if str(cancelled) else "cancelled"
+                if not self._machine.cancel(time.monotonic(), reason):
+                    message = "too late to cancel: the guest is this host's; finishing"
+                    self._reporter.event("warning", message=message)
+                self._perform()
+
+    async def _clean_up(self, ticker: asyncio.Task[None]) -> None:
+        self._stop.set()
+        for receiver in list(self._receivers.values()):
+            receiver.stop()
+        for receiver in list(self._receivers.values()):
+            await asyncio.to_thread(receiver.join)
+        for sock in self._sockets.values():
+            sock.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(ticker, *self._tasks, return_exceptions=True)
+        if self._channel is not None:
+            self._channel.close()
+            await self._channel.closed(CLOSE_SECONDS)
+        if self._state is not None:
+            self._state.close()
+        self._image.close()
+
+    # --- connections -------------------------------------------------------------------------------------
+
+    def lane_came(self, opening: m.LaneOpen, sock: socket.socket) -> None:
+        """Take a lane connection. Raises ProtocolError: it is not wanted."""
+        self._machine.lane_opened(opening)
+        self._sockets[opening.lane, opening.epoch] = sock
+        self._perform()
+
+    def resume(self, hello: m.Hello, channel: ControlChannel) -> m.Reject | None:
+        """The source came back. Returns a reject where it cannot go on."""
+        reject = self._machine.resume(time.monotonic(), hello)
+        if reject is None:
+            self._reporter.event("reconnected", peer=channel.peer, attempt=hello.attempt)
+            if self._channel is not None:
+                self._channel.close()
+            self._take_channel(channel)
+            self._perform()
+        return reject
+
+    def _take_channel(self, channel: ControlChannel) -> None:
+        self._channel = channel
+        channel.on_message = self._on_message
+        channel.on_lost = self._on_lost
+
+    def _on_message(self, message: Message) -> None:
+        self._input(self._machine.message, message)
+
+    def _on_lost(self, reason: str) -> None:
+        self._channel = None
+        self._input(self._machine.connection_lost, reason)
+
+    def batch_applied(self, lane: int, batch: AppliedBatch) -> None:
+        """A lane thread has applied a batch (ReceiverEvents)."""
+        self._input(self._machine.batch_applied, lane, batch)
+
+    def receiver_ended(self, lane: int, problem: Exception | None) -> None:
+        """A lane thread has ended (ReceiverEvents)."""
+        del self._receivers[lane]
+        if problem is None:
+            self._input(self._machine.lane_stopped, lane)
+        else:
+            self._input(self._machine.lane_failed, lane, problem)
+
+    # --- actions -----------------------------------------------------------------------------------------
+
+    def _input(self, call: Callable[..., object], *arguments: object) -> None:
+        call(time.monotonic(), *arguments)
+        self._perform()
+
+    def _perform(self) -> None:
+        for action in self._machine.take_actions():
+            self._perform_one(action)
+
+    def _perform_one(self, action: a.Action) -> None:
+        match action:
+            case a.Send():
+                if self._channel is not None:
+                    self._channel.send(action.message)
+            case a.Disconnect():
+                if self._channel is not None:
+                    self._channel.close()
+            case a.RunLane():
+                self._run_lane(action)
+            case a.StopLane():
+                if action.lane in self._receivers:
+                    self._receivers[action.lane].stop()
+            case a.Verify():
+                self._spawn(self._verify())
+            case a.SendDigests():
+                self._spawn(self._send_digests(action.number))
+            case a.RunPrepare():
+                self._hook = self._spawn(self._prepare(action.number))
+            case a.StopHook():
+                if self._hook is not None:
+                    self._hook.cancel()
+            case a.RunCommit():
+                self._spawn(self._commit())
+            case a.Report():
+                self._reporter.event(action.name, **action.fields)
+            case a.Finish():
+                if not self._finished.done():
+                    self._finished.set_result(action.error)
+            case _:
+                raise AssertionError(f"no way to do {action}")
+
+    def _run_lane(self, action: a.RunLane) -> None:
+        for key in [key for key in self._sockets if key[0] == action.lane and key[1] < action.epoch]:
+            stale = self._sockets.pop(key)
+            shut_down(stale)
+            stale.close()
+        sock = self._sockets.pop((action.lane, action.epoch), None)
+        if sock is None:
+            return
+        receiver = LaneReceiver(self._machine.lanes.lane(action.lane), sock, self)
+        self._receivers[action.lane] = receiver
+        receiver.start()
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None and not self._finished.done():
+            problem = task.exception()
+            error = MigrateError(f"unexpected {type(problem).__name__}: {problem}", side="destination")
+            error.__cause__ = problem
+            self._input(self._machine.failed, error)
+
+    async def _tick(self) -> None:
+        next_progress = 0.0
+        while True:
+            now = time.monotonic()
+            self._input(self._machine.tick)
+            if now >= next_progress:
+                next_progress = now + PROGRESS_SECONDS
+                self._reporter.progress(self._machine.stats, now)
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def _verify(self) -> None:
+        digests: bytearray | None = None
+        if self._machine.agreement.verify == "full":
+            try:
+                digests = await asyncio.to_thread(
+                    read_digests, self._image, self._machine.keys, cpu_count(), self._stop
+                )
+            except MigrateError as error:
+                self._input(self._machine.failed, error)
+                return
+        self._input(self._machine.verified, digests)
+
+    async def _send_digests(self, number: int) -> None:
+        array = self._machine.digests.array
+        for at in range(0, len(array), m.CHUNK_BYTES):
+            if self._channel is None:
+                return
+            data = bytes(array[at : at + m.CHUNK_BYTES])
+            self._channel.send(m.Digests(number, at // 16, data, at + len(data) == len(array)))
+            await self._channel.drained()
+
+    async def _prepare(self, number: int) -> None:
+        error: MigrateError | None = None
+        began = time.monotonic()
+        try:
+            if self._state is not None:
+                self._state.close()
+            self._state = StateDirectory()
+            self._state.write([DeviceState(name, data) for name, data in self._machine.blobs.items()])
+            await self._run("--on-prepare", self._config.on_prepare)
+        except MigrateError as problem:
+            error = problem
+        self._input(self._machine.hook_ended, number, error, time.monotonic() - began)
+
+    async def _commit(self) -> None:
+        """The guest is ours. Its RAM is whole: the marks go first, since the command looks for them."""
+        error: MigrateError | None = None
+        began = time.monotonic()
+        self.handed_over = True
+        try:
+            self._image.unmark()
+            await self._run("--on-commit", self._config.on_commit)
+        except MigrateError as problem:
+            error = problem
+        except OSError as problem:
+            error = GuestError(f"the on-commit command could not be run: {problem}")
+        self._input(self._machine.hook_ended, 0, error, time.monotonic() - began)
+
+    async def _run(self, name: str, command: str | None) -> None:
+        if command is None:
+            return
+        environment = hook_environment(
+            migration_id=self.migration,
+            attempt=self._machine.hello.attempt,
+            side="destination",
+            ram=self._image.paths,
+            state_dir=self._state.path if self._state is not None else None,
+        )
+        await run_hook(name, command, environment, self._config.hook_timeout)

@@ -1,0 +1,92 @@
+"""The thread behind a destination lane: reads batches into private memory and has the lane apply them.
+
+One way only: acknowledgements go over the control connection. The thread ends with the final batch, at the first error,
+and when it is stopped; it says which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from typing import Protocol
+
+from migrate.daemon.sockets import shut_down, tune_lane
+from migrate.errors import MigrateError
+from migrate.protocol.batch import HEADER_BYTES, MAX_BODY_BYTES, Kind
+from migrate.protocol.lane_destination import AppliedBatch, DestinationLane
+
+
+class ReceiverEvents(Protocol):
+    """What the thread tells; called in the event loop."""
+
+    def batch_applied(self, lane: int, batch: AppliedBatch) -> None:
+        """A batch is in RAM."""
+
+    def receiver_ended(self, lane: int, problem: Exception | None) -> None:
+        """The thread has ended; None: it was stopped, or its lane is finished."""
+
+
+class LaneReceiver:
+    """One connection (one epoch) of a destination lane.
+
+    Args:
+        sock: connected, blocking; this object owns it from here on.
+    """
+
+    def __init__(self, lane: DestinationLane, sock: socket.socket, events: ReceiverEvents) -> None:
+        self._lane = lane
+        self._socket = sock
+        self._events = events
+        self._loop = asyncio.get_running_loop()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"lane-{lane.number}", daemon=True)
+
+    def start(self) -> None:
+        """Run the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, even one that is blocked in the socket; `receiver_ended` follows."""
+        self._stopping = True
+        shut_down(self._socket)
+
+    def join(self) -> None:
+        """Wait until the thread has ended; it must have been stopped."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        problem: Exception | None = None
+        try:
+            tune_lane(self._socket, sends=False)
+            self._receive_batches()
+        except (OSError, MigrateError) as error:
+            problem = error
+        except Exception as error:  # a fault of ours must end the migration, not just this thread
+            problem = MigrateError(f"unexpected {type(error).__name__} in a lane thread: {error}")
+            problem.__cause__ = error
+        finally:
+            self._socket.close()
+        self._loop.call_soon_threadsafe(
+            self._events.receiver_ended, self._lane.number, None if self._stopping else problem
+        )
+
+    def _receive_batches(self) -> None:
+        header = memoryview(bytearray(HEADER_BYTES))
+        body = memoryview(bytearray(MAX_BODY_BYTES))
+        while not self._stopping:
+            self._receive(header)
+            length = self._lane.header(header)
+            self._receive(body[:length])
+            applied = self._lane.body(body[:length])
+            self._loop.call_soon_threadsafe(self._events.batch_applied, self._lane.number, applied)
+            if applied.kind is Kind.FINAL:
+                return
+
+    def _receive(self, view: memoryview) -> None:
+        """Fill the whole view. Raises ConnectionError at the end of the stream."""
+        while view:
+            count = self._socket.recv_into(view, 0, socket.MSG_WAITALL)
+            if count == 0:
+                raise ConnectionError("the source closed the lane")
+            view = view[count:]

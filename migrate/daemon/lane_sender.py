@@ -1,0 +1,150 @@
+"""The thread behind a source lane: opens the connection, makes batches, sends them at the allowed rate.
+
+While it runs the lane is its own: whatever others want of the lane goes through `post`. It tells what happens by
+calls into the event loop, a batch *before* its first byte leaves, so that no acknowledgement can overtake it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from migrate.daemon.sockets import shut_down, tune_lane
+from migrate.errors import MigrateError
+from migrate.protocol.bandwidth import TokenBucket, batch_limit
+from migrate.protocol.lane_source import SentBatch, SourceLane
+
+
+class LaneEvents(Protocol):
+    """What the thread tells; called in the event loop."""
+
+    def batch_sent(self, lane: int, batch: SentBatch) -> None:
+        """A batch is about to leave."""
+
+    def lane_ended(self, lane: int, problem: Exception | None) -> None:
+        """The thread has ended; None: because it was stopped."""
+
+
+class LaneSender:
+    """One connection (one epoch) of a source lane.
+
+    Args:
+        opening: bytes that begin the connection.
+        bucket: the bandwidth limit, shared by all lanes.
+        lanes: how many share it.
+    """
+
+    def __init__(
+        self,
+        lane: SourceLane,
+        address: tuple[str, int],
+        opening: bytes,
+        bucket: TokenBucket,
+        lanes: int,
+        connect_timeout: float,
+        events: LaneEvents,
+    ) -> None:
+        self._lane = lane
+        self._address = address
+        self._opening = opening
+        self._bucket = bucket
+        self._lanes = lanes
+        self._connect_timeout = connect_timeout
+        self._events = events
+        self._loop = asyncio.get_running_loop()
+        self._inbox: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._socket: socket.socket | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"lane-{lane.number}", daemon=True)
+
+    def start(self) -> None:
+        """Run the thread."""
+        self._thread.start()
+
+    def post(self, call: Callable[[], object]) -> None:
+        """Have something done to the lane by its own thread, between two batches."""
+        self._inbox.put(call)
+
+    def wake(self) -> None:
+        """The bandwidth limit changed: do not wait for what was right before."""
+        self._inbox.put(_nothing)
+
+    def stop(self) -> None:
+        """End the thread, even one that is blocked in the socket; `lane_ended` follows."""
+        self._stopping = True
+        sock = self._socket
+        if sock is not None:
+            shut_down(sock)
+        self._inbox.put(None)
+
+    def join(self) -> None:
+        """Wait until the thread has ended; it must have been stopped."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        problem: Exception | None = None
+        try:
+            self._send_batches()
+        except (OSError, MigrateError) as error:
+            problem = error
+        except Exception as error:  # a fault of ours must end the migration, not just this thread
+            problem = MigrateError(f"unexpected {type(error).__name__} in a lane thread: {error}")
+            problem.__cause__ = error
+        finally:
+            if self._socket is not None:
+                self._socket.close()
+        self._tell(self._events.lane_ended, self._lane.number, None if self._stopping else problem)
+
+    def _send_batches(self) -> None:
+        sock = socket.create_connection(self._address, self._connect_timeout)
+        self._socket = sock
+        sock.settimeout(None)
+        tune_lane(sock, sends=True)
+        sock.sendall(self._opening)
+        while True:
+            self._work_off(block=self._lane.window_full)
+            if self._stopping:
+                return
+            if self._lane.window_full:
+                continue
+            made = self._lane.next_batch(batch_limit(self._bucket.rate / self._lanes))
+            if made is None:
+                self._work_off(block=True)
+                continue
+            view, batch = made
+            self._tell(self._events.batch_sent, self._lane.number, batch)
+            self._wait_for_rate(len(view))
+            if self._stopping:
+                return
+            sock.sendall(view)
+
+    def _wait_for_rate(self, nbytes: int) -> None:
+        rate = self._bucket.rate
+        until = time.monotonic() + self._bucket.delay(time.monotonic(), nbytes)
+        while not self._stopping and self._bucket.rate == rate:
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            self._work_off(block=True, timeout=left)
+
+    def _work_off(self, *, block: bool, timeout: float | None = None) -> None:
+        """Do what was posted; with `block` wait for at least one."""
+        try:
+            call = self._inbox.get(block, timeout)
+            while call is not None:
+                call()
+                call = self._inbox.get_nowait()
+        except queue.Empty:
+            pass
+
+    def _tell(self, call: Callable[..., None], *arguments: object) -> None:
+        self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,33 @@
+"""What `migrate-src --check` shows once both sides have said everything they know."""
+
+from __future__ import annotations
+
+from migrate.config import SourceConfig
+from migrate.protocol import messages as m
+from migrate.units import format_size
+
+
+def check_items(config: SourceConfig, hello: m.Hello, accept: m.Accept, guest: str) -> list[dict[str, str]]:
+    """Rows of what, value and verdict ("ok", or "note" where the peer gave less than was asked for)."""
+
+    def row(what: str, value: str, verdict: str = "ok") -> dict[str, str]:
+        return {"what": what, "value": value, "verdict": verdict}
+
+    rows = [row(f"RAM block {block.name}", format_size(block.length)) for block in hello.blocks]
+    rows.append(row("RAM in use", format_size(hello.data_bytes)))
+    rows.append(row("room at the destination", format_size(accept.free_bytes)))
+    rows.append(row("protocol", f"version {accept.version}, peer {accept.software}"))
+    cache = (
+        "no XBZRLE" if not accept.cache_bytes else f"{format_size(accept.cache_bytes)}, {accept.cache_rule}"
+    )
+    asked = (
+        ""
+        if accept.cache_bytes == config.xbzrle_cache_size
+        else (f" (asked for {format_size(config.xbzrle_cache_size)})")
+    )
+    rows.append(row("page cache", cache + asked, "note" if asked else "ok"))
+    rows.append(row("lanes", str(accept.lanes), "ok" if accept.lanes == config.lanes else "note"))
+    rows.append(row("proof", accept.verify))
+    rows.append(row("dirty tracker", config.dirty_tracker))
+    rows.append(row("guest", guest))
+    return rows

@@ -1,0 +1,365 @@
+"""The source daemon: carries out what the source machine asks for, and tells it what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+
+from migrate import __version__
+from migrate.config import SourceConfig
+from migrate.daemon.control_channel import ControlChannel
+from migrate.daemon.guest_control import CommandGuest, GuestControl, NoGuest, ProcessGuest
+from migrate.daemon.lane_sender import LaneSender
+from migrate.daemon.preflight import check_items
+from migrate.daemon.reporter import Reporter
+from migrate.daemon.source_work import SourceWork
+from migrate.errors import GuestError, MigrateError
+from migrate.protocol import actions as a
+from migrate.protocol import messages as m
+from migrate.protocol.bandwidth import TokenBucket
+from migrate.protocol.lane_source import SentBatch
+from migrate.protocol.schema import Message
+from migrate.protocol.source import SourceMachine
+from migrate.protocol.source_states import SourceState
+from migrate.ram.image import RamImage
+from migrate.ram.trackers import choose
+
+TICK_SECONDS = 0.05
+PROGRESS_SECONDS = 0.25
+ALIVE_SECONDS = 0.5
+CLOSE_SECONDS = 2.0
+BURST_BYTES = 1 << 18
+
+
+def make_guest(config: SourceConfig) -> GuestControl:
+    """The way to pause the guest that the options name."""
+    if config.guest_pid is not None:
+        return ProcessGuest(config.guest_pid)
+    if config.pause_cmd is not None and config.resume_cmd is not None:
+        return CommandGuest(config.pause_cmd, config.resume_cmd)
+    return NoGuest()
+
+
+def make_hello(config: SourceConfig, image: RamImage) -> m.Hello:
+    """The wish of the first attempt, with a new migration id and new digest keys."""
+    return m.Hello(
+        versions=[m.PROTOCOL_VERSION],
+        migration=os.urandom(16),
+        attempt=1,
+        resume=False,
+        check=config.check,
+        software=f"migrate {__version__}",
+        page_size=config.page_size,
+        blocks=[m.Block(block.name, block.length) for block in image.layout.blocks],
+        data_bytes=image.data_bytes(),
+        cache_bytes=config.xbzrle_cache_size,
+        cache_rule=config.xbzrle_cache_rule,
+        lanes=config.lanes,
+        codec=config.compression,
+        verify=config.verify,
+        digest_seed=os.urandom(32),
+    )
+
+
+async def migrate(config: SourceConfig, reporter: Reporter) -> None:
+    """Move the guest's RAM as configured; returns when the guest runs at the destination.
+
+    Cancelling the task cancels the migration in an orderly way: the guest is resumed first. Once the commit may have
+    left, cancelling has no effect any more.
+
+    Raises:
+        MigrateError: the class says what failed, `guest` where the guest runs now.
+    """
+    with contextlib.ExitStack() as stack:
+        image = stack.enter_context(RamImage.open_source(config.ram, config.page_size))
+        guest = make_guest(config)
+        stack.callback(guest.close)
+        await guest.probe()
+        tracker, reasons = choose(config.dirty_tracker)
+        stack.callback(tracker.close)
+        reporter.event("tracker", name=tracker.name, reasons=reasons, promise=tracker.describe())
+        hello = make_hello(config, image)
+        machine = SourceMachine(hello, config, image, tracker.live)
+        machine.stats.dirty_tracker = tracker.name
+        work = SourceWork(config, hello.migration.hex(), image, guest, tracker, machine)
+        daemon = SourceDaemon(config, reporter, machine, work, guest)
+        await daemon.run()
+
+
+class SourceDaemon:
+    """Connects one source machine with the event loop, sockets, threads and the guest."""
+
+    def __init__(
+        self,
+        config: SourceConfig,
+        reporter: Reporter,
+        machine: SourceMachine,
+        work: SourceWork,
+        guest: GuestControl,
+    ) -> None:
+        self._config = config
+        self._reporter = reporter
+        self._machine = machine
+        self._work = work
+        self._guest = guest
+        self._channel: ControlChannel | None = None
+        self._lanes: dict[int, LaneSender] = {}
+        self._bucket = TokenBucket(config.max_bandwidth, BURST_BYTES)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._guest_turn = asyncio.Lock()
+        self._finished: asyncio.Future[MigrateError | None] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> None:
+        """Run the migration to its end. Raises MigrateError."""
+        self._input(self._machine.start)
+        ticker = asyncio.ensure_future(self._tick())
+        try:
+            error = await self._wait_for_end()
+        finally:
+            ticker.cancel()
+            await self._clean_up(ticker)
+        now = time.monotonic()
+        outcome = self._machine.outcome
+        if outcome != "checked":
+            self._reporter.summary(self._machine.stats, now, outcome, guest=self._machine.guest_place)
+        if error is not None:
+            raise error
+
+    async def _wait_for_end(self) -> MigrateError | None:
+        while True:
+            try:
+                return await asyncio.shield(self._finished)
+            except asyncio.CancelledError as cancelled:
+                reason = f"cancelled ({cancelled})" if str(cancelled) else "cancelled"
+                if not self._machine.cancel(time.monotonic(), reason):
+                    self._reporter.event(
+                        "warning",
+                        message="too late to cancel: the guest is being handed over; waiting for the destination",
+                    )
+                self._perform()
+
+    async def _clean_up(self, ticker: asyncio.Task[None]) -> None:
+        self._work.stop()
+        for sender in list(self._lanes.values()):
+            sender.stop()
+        for sender in list(self._lanes.values()):
+            await asyncio.to_thread(sender.join)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(ticker, *self._tasks, return_exceptions=True)
+        if self._channel is not None:
+            self._channel.close()
+            await self._channel.closed(CLOSE_SECONDS)
+
+    # --- inputs ------------------------------------------------------------------------------------------
+
+    def _input(self, call: Callable[..., object], *arguments: object) -> None:
+        call(time.monotonic(), *arguments)
+        self._perform()
+
+    def batch_sent(self, lane: int, batch: SentBatch) -> None:
+        """A lane thread is about to send (LaneEvents)."""
+        self._input(self._machine.batch_sent, lane, batch)
+
+    def lane_ended(self, lane: int, problem: Exception | None) -> None:
+        """A lane thread has ended (LaneEvents)."""
+        del self._lanes[lane]
+        if problem is None:
+            self._input(self._machine.lane_stopped, lane)
+        elif isinstance(problem, MigrateError):
+            self._machine.lane_stopped(time.monotonic(), lane)
+            self._input(self._machine.failed, problem)
+        else:
+            self._input(self._machine.lane_broken, lane, _text(problem))
+
+    def _on_message(self, message: Message) -> None:
+        self._input(self._machine.message, message)
+
+    def _on_lost(self, reason: str) -> None:
+        self._channel = None
+        self._input(self._machine.connection_lost, reason)
+
+    async def _tick(self) -> None:
+        next_progress = next_alive = 0.0
+        while True:
+            now = time.monotonic()
+            self._input(self._machine.tick)
+            if now >= next_progress:
+                next_progress = now + PROGRESS_SECONDS
+                self._reporter.progress(self._machine.stats, now)
+            if now >= next_alive:
+                next_alive = now + ALIVE_SECONDS
+                await self._check_guest()
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def _check_guest(self) -> None:
+        if self._machine.state in (SourceState.COMMITTING, SourceState.REREADING, SourceState.ENDED):
+            return
+        if not await self._guest.alive():
+            error = GuestError("the guest died", side="source", guest="the guest runs nowhere")
+            self._input(self._machine.failed, error)
+
+    # --- actions -----------------------------------------------------------------------------------------
+
+    def _perform(self) -> None:
+        for action in self._machine.take_actions():
+            self._perform_one(action)
+
+    def _perform_one(self, action: a.Action) -> None:
+        match action:
+            case a.Send():
+                if self._channel is not None:
+                    self._channel.send(action.message)
+            case a.Connect():
+                self._spawn(self._connect(action.delay))
+            case a.Disconnect():
+                if self._channel is not None:
+                    self._channel.close()
+            case a.OpenLane():
+                self._open_lane(action)
+            case a.StopLane():
+                if action.lane in self._lanes:
+                    self._lanes[action.lane].stop()
+            case a.StartRound():
+                lane = self._machine.link.lanes[action.lane].lane
+                self._in_lane(
+                    action.lane, partial(lane.start_round, action.number, action.stage, action.dirty)
+                )
+            case a.PassAck():
+                lane = self._machine.link.lanes[action.lane].lane
+                self._in_lane(action.lane, partial(lane.acknowledge, action.epoch, action.sequence))
+            case a.SetRate():
+                self._bucket.set_rate(time.monotonic(), action.rate)
+                for sender in self._lanes.values():
+                    sender.wake()
+            case a.Report():
+                self._report(action)
+            case a.Finish():
+                if not self._finished.done():
+                    self._finished.set_result(action.error)
+            case _:
+                self._perform_work(action)
+
+    def _perform_work(self, action: a.Action) -> None:
+        match action:
+            case a.StartTracker():
+                self._spawn(self._do(self._work.start_tracker, self._machine.tracking, self._machine.failed))
+            case a.Harvest():
+                harvest = partial(self._work.harvest, action.stopped)
+                self._spawn(self._do(harvest, self._machine.harvested, self._machine.failed))
+            case a.PauseGuest():
+                self._spawn(self._pause())
+            case a.ResumeGuest():
+                self._spawn(self._resume())
+            case a.CollectState():
+                pause = self._machine.pause
+                self._spawn(self._do(self._work.collect_state, pause.state_collected, pause.state_failed))
+            case a.Confirm():
+                self._spawn(self._do(self._work.confirm, self._machine.pause.confirmed, self._machine.failed))
+            case a.Reread():
+                self._spawn(
+                    self._do(self._work.let_go, self._machine.pause.reread, self._machine.pause.reread)
+                )
+            case _:
+                raise AssertionError(f"no way to do {action}")
+
+    def _report(self, action: a.Report) -> None:
+        self._reporter.event(action.name, **action.fields)
+        if action.name == "negotiated" and self._config.check:
+            agreed = self._machine.link.agreed
+            assert agreed is not None
+            items = check_items(self._config, self._machine.link.hello, agreed, self._guest.describe())
+            self._reporter.event("check", items=items)
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None and not self._finished.done():
+            problem = task.exception()
+            error = MigrateError(f"unexpected {type(problem).__name__}: {problem}")
+            error.__cause__ = problem
+            self._input(self._machine.failed, error)
+
+    async def _do(
+        self,
+        work: Callable[[], Coroutine[object, object, object]],
+        done: Callable[..., object],
+        failed: Callable[..., object],
+    ) -> None:
+        try:
+            result = await work()
+        except MigrateError as error:
+            self._input(failed, error)
+        else:
+            self._input(done, result)
+
+    async def _connect(self, delay: float) -> None:
+        await asyncio.sleep(delay)
+        loop = asyncio.get_running_loop()
+        channel = ControlChannel(self._on_message, self._on_lost)
+        try:
+            async with asyncio.timeout(self._config.keepalive_timeout):
+                await loop.create_connection(lambda: channel, self._config.to.host, self._config.to.port)
+        except TimeoutError:
+            self._input(self._machine.connection_lost, "the connection could not be opened in time")
+        except OSError as error:
+            self._input(self._machine.connection_lost, _text(error))
+        else:
+            self._channel = channel
+            channel.send_raw(m.PREFACE_CONTROL)
+            self._input(self._machine.connected)
+
+    def _open_lane(self, action: a.OpenLane) -> None:
+        assert self._channel is not None
+        sender = LaneSender(
+            self._machine.link.lanes[action.lane].lane,
+            self._channel.address,
+            m.PREFACE_LANE + m.encode_frame(action.opening),
+            self._bucket,
+            len(self._machine.link.lanes),
+            self._config.keepalive_timeout,
+            self,
+        )
+        self._lanes[action.lane] = sender
+        sender.start()
+
+    def _in_lane(self, number: int, call: Callable[[], object]) -> None:
+        sender = self._lanes.get(number)
+        if sender is not None:
+            sender.post(call)
+        else:
+            call()
+
+    async def _pause(self) -> None:
+        async with self._guest_turn:
+            if self._machine.state is not SourceState.PAUSING:
+                return  # given up before it began
+            try:
+                await self._guest.pause(self._config.keepalive_timeout)
+            except MigrateError as error:
+                self._input(self._machine.pause.pause_failed, error)
+                return
+        self._input(self._machine.pause.paused)
+
+    async def _resume(self) -> None:
+        async with self._guest_turn:
+            try:
+                await self._guest.resume()
+            except MigrateError as error:
+                self._input(self._machine.resume_failed, error)
+                return
+        self._input(self._machine.resumed)
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

@@ -1,0 +1,129 @@
+"""What the source does beside its connections: tracking, harvests, device state, the second look, letting go.
+
+Everything that reads RAM runs in threads (the kernel drops the GIL) and ends early once `stop` was called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+from migrate import kernel
+from migrate.config import SourceConfig
+from migrate.daemon.device_state import StateDirectory
+from migrate.daemon.guest import GuestControl
+from migrate.daemon.hooks import hook_environment, run_hook
+from migrate.errors import CancelledMigration, GuestError, MigrateError, VerifyError
+from migrate.protocol.source import HarvestResult, SourceMachine
+from migrate.ram.bitmap import DirtyBitmap
+from migrate.ram.digests import read_digests
+from migrate.ram.image import RamImage
+from migrate.ram.trackers import DirtyTracker, mark_all_data
+from migrate.ram.windows import cpu_count
+
+STATE_SECONDS = 30.0
+
+
+class SourceWork:
+    """The slow calls of one migration, as coroutines."""
+
+    def __init__(
+        self,
+        config: SourceConfig,
+        migration: str,
+        image: RamImage,
+        guest: GuestControl,
+        tracker: DirtyTracker,
+        machine: SourceMachine,
+    ) -> None:
+        self._config = config
+        self._migration = migration
+        self._image = image
+        self._guest = guest
+        self._tracker = tracker
+        self._machine = machine
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """End what runs in threads soon."""
+        self._stop.set()
+
+    async def start_tracker(self) -> HarvestResult:
+        """Start tracking, and only then look which pages are not holes (design 2, Order at the start)."""
+        return await asyncio.to_thread(self._start_tracker)
+
+    def _start_tracker(self) -> HarvestResult:
+        began = time.monotonic()
+        self._tracker.start(self._image, self._machine.digests)
+        dirty = DirtyBitmap(self._image.layout.total_pages)
+        pages = mark_all_data(self._image, dirty)
+        return HarvestResult(dirty, pages, time.monotonic() - began, began)
+
+    async def harvest(self, stopped: bool) -> HarvestResult:
+        """Fetch and clear what is dirty. Raises RamError."""
+        return await asyncio.to_thread(self._harvest, stopped)
+
+    def _harvest(self, stopped: bool) -> HarvestResult:
+        began = time.monotonic()
+        dirty = DirtyBitmap(self._image.layout.total_pages)
+        found = self._tracker.collect(dirty, stopped=stopped, stop=self._stop)
+        return HarvestResult(dirty, found.dirty_pages, found.seconds, began)
+
+    async def collect_state(self) -> list[tuple[str, bytes]]:
+        """Run --state-cmd; the pieces of device state it made. Raises GuestError."""
+        if self._config.state_cmd is None:
+            return []
+        with StateDirectory() as directory:
+            environment = hook_environment(
+                migration_id=self._migration,
+                attempt=self._machine.link.hello.attempt,
+                side="source",
+                ram=self._image.paths,
+                state_dir=directory.path,
+                guest_pid=self._config.guest_pid,
+            )
+            await run_hook("--state-cmd", self._config.state_cmd, environment, STATE_SECONDS)
+            return [(state.name, state.data) for state in directory.read()]
+
+    async def confirm(self) -> MigrateError | None:
+        """After the last copy: the guest still stands, and RAM still is what was sent.
+
+        Every page is read once more, whatever the tracker: it costs what a harvest costs, while the destination
+        verifies.
+        """
+        differing = await asyncio.to_thread(self._differing)
+        if not await self._guest.still_paused():
+            return GuestError("somebody resumed the guest during the pause", side="source")
+        if differing:
+            return GuestError(
+                f"{differing} pages of RAM changed after the guest was paused",
+                side="source",
+                hint="does another process write to the RAM file?",
+            )
+        return None
+
+    async def let_go(self) -> MigrateError | None:
+        """The guest runs at the destination: compare our RAM a last time, then end or keep the stopped guest."""
+        problem: MigrateError | None = None
+        if self._config.verify != "stream":
+            differing = await asyncio.to_thread(self._differing)
+            if differing:
+                problem = VerifyError(
+                    f"{differing} pages of the source's RAM changed after they were sent",
+                    side="source",
+                    hint="another process writes to the RAM file: its last writes are not at the destination",
+                )
+        if self._config.source_after == "kill" and problem is None:
+            try:
+                await self._guest.kill()
+            except MigrateError as error:
+                return error
+        return problem
+
+    def _differing(self) -> int:
+        try:
+            digests = read_digests(self._image, self._machine.keys, cpu_count(), self._stop)
+        except CancelledMigration:
+            return 0
+        return kernel.bitmap_count(self._machine.digests.differing(digests))

@@ -1,0 +1,1 @@
+"""The protocol as machines: no sockets, no clock, no threads."""

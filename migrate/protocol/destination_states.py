@@ -1,0 +1,57 @@
+"""The states of a migration at the destination, what may follow what, and which message belongs where.
+
+    active ──prepare──→ preparing ──prepared sent──→ prepared ──commit──→ starting ──→ ended
+      ↑                     │                            │
+      └─────────────────────┴── resumed, unequal, ───────┘
+                                a new attempt
+
+Any state before `starting` ends at a cancel, an error of this side, or when the source does not come back in
+time: the RAM files keep their marks, nothing is ever started. In `starting` the guest is ours: a lost
+connection changes nothing.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from migrate.protocol import messages as m
+from migrate.protocol.schema import Message
+
+
+class DestinationState(Enum):
+    """See the diagram above."""
+
+    ACTIVE = "active"
+    PREPARING = "preparing"
+    PREPARED = "prepared"
+    STARTING = "starting"
+    ENDED = "ended"
+
+
+D = DestinationState
+
+TRANSITIONS: dict[DestinationState, frozenset[DestinationState]] = {
+    D.ACTIVE: frozenset({D.PREPARING, D.ENDED}),
+    D.PREPARING: frozenset({D.PREPARED, D.ACTIVE, D.ENDED}),
+    D.PREPARED: frozenset({D.STARTING, D.ACTIVE, D.ENDED}),
+    D.STARTING: frozenset({D.ENDED}),
+    D.ENDED: frozenset(),
+}
+
+STATUS: dict[DestinationState, str] = {
+    D.ACTIVE: "active",
+    D.PREPARING: "device",
+    D.PREPARED: "device",
+    D.STARTING: "device",
+}
+
+BEFORE_COMMIT = frozenset({D.ACTIVE, D.PREPARING, D.PREPARED})
+
+EXPECTED: dict[type[Message], frozenset[DestinationState]] = {
+    m.LaneBroken: BEFORE_COMMIT,
+    m.StateBlob: frozenset({D.ACTIVE}),
+    m.Prepare: frozenset({D.ACTIVE}),
+    m.Resumed: BEFORE_COMMIT,
+    m.Commit: frozenset({D.PREPARED}),
+}
+"""Where a message may come. Ping, pong, cancel and failed may come always."""

@@ -1,0 +1,115 @@
+"""One lane as the source's migration machine sees it: its connection, and the reset when that breaks.
+
+    down ──open──→ up ──broken / reset by the peer / control lost──→ breaking ──┐
+      ↑                                                                          │ thread has ended and
+      └────────────────────── lane reset, pages owed ────────────────────────────┘ the peer named its position
+
+While a thread runs the lane belongs to it; in `breaking` without a thread, and in `down`, to the machine.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+
+from migrate.protocol.batch import Kind
+from migrate.protocol.lane_source import SentBatch, SourceLane
+
+
+class LinkState(Enum):
+    """Where a lane's connection stands."""
+
+    DOWN = "down"
+    UP = "up"
+    BREAKING = "breaking"
+
+
+class LaneLink:
+    """Bookkeeping for one lane: connection, what is in flight, whether its round is out."""
+
+    def __init__(self, lane: SourceLane) -> None:
+        self.lane = lane
+        self.state = LinkState.DOWN
+        self.has_thread = False
+        self.reason = ""
+        self.in_flight: deque[tuple[int, int]] = deque()
+        """(sequence, wire bytes) of what was not acknowledged."""
+        self.in_flight_bytes = 0
+        self.round_out = 0
+        """Number of the last round whose end is on its way in this epoch; 0: none."""
+        self.final_sequence: int | None = None
+        self.final_acknowledged = False
+        self.last_progress = 0.0
+        self._position: tuple[int, int] | None = None
+
+    def open(self, now: float) -> int:
+        """A new epoch begins; returns its number."""
+        epoch = self.lane.epoch + 1
+        self.lane.open(epoch)
+        self.state = LinkState.UP
+        self.has_thread = True
+        self.last_progress = now
+        self._position = None
+        return epoch
+
+    def sent(self, batch: SentBatch, now: float) -> None:
+        """The thread put a batch on its way."""
+        if batch.epoch != self.lane.epoch or self.state is not LinkState.UP:
+            return
+        if not self.in_flight:
+            self.last_progress = now
+        self.in_flight.append((batch.sequence, batch.wire_bytes))
+        self.in_flight_bytes += batch.wire_bytes
+        if batch.kind in (Kind.ROUND_END, Kind.FINAL):
+            self.round_out = batch.round
+            if batch.kind is Kind.FINAL:
+                self.final_sequence = batch.sequence
+
+    def acknowledged(self, epoch: int, sequence: int, now: float) -> int:
+        """The peer applied everything up to `sequence`; returns how many bytes that were."""
+        if epoch != self.lane.epoch or self.state is not LinkState.UP:
+            return 0
+        done = 0
+        while self.in_flight and self.in_flight[0][0] <= sequence:
+            done += self.in_flight.popleft()[1]
+        self.in_flight_bytes -= done
+        self.last_progress = now
+        if self.final_sequence is not None and sequence >= self.final_sequence:
+            self.final_acknowledged = True
+        return done
+
+    def stalled(self, now: float, limit: float) -> bool:
+        """Something is in flight and nothing was acknowledged for `limit` seconds."""
+        return self.state is LinkState.UP and bool(self.in_flight) and now - self.last_progress > limit
+
+    def broken(self, reason: str) -> None:
+        """The lane cannot go on; until the peer's position is known nothing is counted as applied."""
+        if self.state is LinkState.UP:
+            self.state = LinkState.BREAKING
+            self.reason = reason
+            self._position = None
+        self.in_flight.clear()
+        self.in_flight_bytes = 0
+        self.round_out = 0
+        self.final_sequence = None
+        self.final_acknowledged = False
+
+    def position_known(self, epoch: int, sequence: int) -> None:
+        """The peer has ended its side and named the last batch that it applied."""
+        self._position = (epoch, sequence)
+
+    def position_unknown(self) -> None:
+        """The control connection broke: the peer will name the position when it accepts us again."""
+        self._position = None
+
+    @property
+    def resettable(self) -> bool:
+        """Both ends are at rest."""
+        return self.state is LinkState.BREAKING and not self.has_thread and self._position is not None
+
+    def reset(self) -> int:
+        """Empty the cache, make the unacknowledged pages owed; returns how many are owed."""
+        assert self._position is not None
+        owed = self.lane.reset(*self._position)
+        self.state = LinkState.DOWN
+        return owed

@@ -1,0 +1,363 @@
+"""The control connection: its opening, its framing and every message on it.
+
+connection = "MIGRATE" u8 (1 control, 2 lane), then frames; a lane carries one frame, lane-open, and then batches
+frame      = be32 length, be32 CRC-32C of the payload, payload (msgpack, see schema.py; at most 1 MiB)
+
+source                                        destination
+hello ─────────────────────────────────────→
+                            ←──────────────── accept | reject
+(lane) lane-open ──────────────────────────→
+                            ←──────────────── lane-ready
+(lane) batches ════════════════════════════→
+                            ←──────────────── ack, per batch, once it is in RAM
+lane-broken ───────────────────────────────→  either side found a lane unusable;
+                            ←──────────────── lane-reset names the last sequence applied
+state-blob … prepare ──────────────────────→
+                            ←──────────────── prepared | refused | unequal, digests …
+resumed ───────────────────────────────────→  (the pause was given up, precopy goes on)
+commit ────────────────────────────────────→
+                            ←──────────────── running | start-failed
+ping ⇄ pong, cancel, failed: either side, at any time
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from migrate import kernel
+from migrate.errors import ProtocolError
+from migrate.protocol.schema import (
+    MAX_MESSAGE_BYTES,
+    U8,
+    U16,
+    U32,
+    U64,
+    Id16,
+    Message,
+    Name,
+    Range,
+    Secret,
+    Text,
+    decode,
+    encode,
+    message,
+)
+
+PROTOCOL_VERSION = 1
+PREFACE_CONTROL = b"MIGRATE\x01"
+PREFACE_LANE = b"MIGRATE\x02"
+PREFACE_BYTES = 8
+FRAME_HEADER_BYTES = 8
+MAX_BLOCKS = 64
+MAX_LANES = 16
+MAX_BLOB_BYTES = 64 << 20
+MAX_BLOBS = 64
+MAX_STATE_BYTES = 256 << 20
+CHUNK_BYTES = 512 << 10
+
+_FRAME = struct.Struct(">II")
+Sum = Annotated[bytes, Range(16, 16)]
+Word = Annotated[str, Range(1, 32)]
+PageSize = Annotated[int, Range(1024, 65536)]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A RAM block of the source."""
+
+    name: Name
+    length: U64
+
+
+@dataclass(frozen=True)
+class LanePosition:
+    """How far a lane was applied: (epoch, sequence)."""
+
+    epoch: U32
+    sequence: U64
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A piece of opaque device state; its bytes came in state-blob messages before."""
+
+    name: Annotated[str, Range(1, 64)]
+    length: Annotated[int, Range(0, MAX_BLOB_BYTES)]
+    sha256: Annotated[bytes, Range(32, 32)]
+
+
+@message("hello")
+@dataclass(frozen=True)
+class Hello(Message):
+    """What the source has and wants. Attempt n+1 of a migration ends its attempt n."""
+
+    versions: Annotated[list[U8], Range(1, 16)]
+    migration: Id16
+    attempt: U32
+    resume: bool
+    check: bool
+    software: Annotated[str, Range(0, 64)]
+    page_size: PageSize
+    blocks: Annotated[list[Block], Range(1, MAX_BLOCKS)]
+    data_bytes: U64
+    """Bytes of RAM that are not holes: what the destination needs room for."""
+    cache_bytes: U64
+    cache_rule: Word
+    lanes: Annotated[int, Range(1, MAX_LANES)]
+    codec: Word
+    verify: Word
+    digest_seed: Secret
+
+
+@message("accept")
+@dataclass(frozen=True)
+class Accept(Message):
+    """The agreed values; on a resumed attempt also how far each lane came."""
+
+    version: U8
+    software: Annotated[str, Range(0, 64)]
+    cache_bytes: U64
+    cache_rule: Word
+    lanes: Annotated[int, Range(1, MAX_LANES)]
+    codec: Word
+    verify: Word
+    secret: Secret
+    positions: Annotated[list[LanePosition], Range(0, MAX_LANES)]
+    free_bytes: U64
+
+
+@message("reject")
+@dataclass(frozen=True)
+class Reject(Message):
+    """Why not, and which option to change on which side."""
+
+    reason: Text
+    option: Text
+    side: Word
+
+
+@message("lane-open")
+@dataclass(frozen=True)
+class LaneOpen(Message):
+    """First and only frame of a lane connection."""
+
+    migration: Id16
+    attempt: U32
+    lane: U16
+    epoch: U32
+    secret: Secret
+
+
+@message("lane-ready")
+@dataclass(frozen=True)
+class LaneReady(Message):
+    """The destination reads this epoch of the lane now; its cache is empty."""
+
+    lane: U16
+    epoch: U32
+
+
+@message("ack")
+@dataclass(frozen=True)
+class Ack(Message):
+    """Everything up to this batch is in RAM, its digests recorded."""
+
+    lane: U16
+    epoch: U32
+    sequence: U64
+
+
+@message("lane-broken")
+@dataclass(frozen=True)
+class LaneBroken(Message):
+    """The source cannot use this epoch of the lane any more; it waits for lane-reset."""
+
+    lane: U16
+    epoch: U32
+    reason: Text
+
+
+@message("lane-reset")
+@dataclass(frozen=True)
+class LaneReset(Message):
+    """The destination has ended this epoch; batches after `sequence` were not applied."""
+
+    lane: U16
+    epoch: U32
+    sequence: U64
+    reason: Text
+
+
+@message("state-blob")
+@dataclass(frozen=True)
+class StateBlob(Message):
+    """A chunk of device state, in order."""
+
+    name: Annotated[str, Range(1, 64)]
+    data: Annotated[bytes, Range(0, CHUNK_BYTES)]
+
+
+@message("prepare")
+@dataclass(frozen=True)
+class Prepare(Message):
+    """The guest is stopped; this is all. `number` counts the pauses of this migration."""
+
+    number: U32
+    root: Sum
+    positions: Annotated[list[LanePosition], Range(1, MAX_LANES)]
+    blobs: Annotated[list[Blob], Range(0, MAX_BLOBS)]
+
+
+@message("prepared")
+@dataclass(frozen=True)
+class Prepared(Message):
+    """RAM is equal to the root, the hook was content; the guest may be committed."""
+
+    number: U32
+    root: Sum
+    verify_seconds_us: U64
+    """Time for verification at the destination, microseconds."""
+    command_us: U64
+
+
+@message("refused")
+@dataclass(frozen=True)
+class Refused(Message):
+    """The destination cannot take the guest; the source resumes it."""
+
+    number: U32
+    reason: Text
+
+
+@message("unequal")
+@dataclass(frozen=True)
+class Unequal(Message):
+    """The roots differ; the digests of the whole page space follow in `digests` messages."""
+
+    number: U32
+    root: Sum
+
+
+@message("digests")
+@dataclass(frozen=True)
+class Digests(Message):
+    """16 bytes a page, from page `first` on, in order."""
+
+    number: U32
+    first: U64
+    data: Annotated[bytes, Range(16, CHUNK_BYTES)]
+    last: bool
+
+
+@message("resumed")
+@dataclass(frozen=True)
+class Resumed(Message):
+    """The source runs the guest again; the destination forgets pause `number` and waits for lanes."""
+
+    number: U32
+    reason: Text
+
+
+@message("commit")
+@dataclass(frozen=True)
+class Commit(Message):
+    """From its first byte on, the source does not resume the guest."""
+
+    migration: Id16
+    attempt: U32
+    root: Sum
+
+
+@message("running")
+@dataclass(frozen=True)
+class Running(Message):
+    """The guest is the destination's. The on-commit command ended well."""
+
+    command_us: U64
+
+
+@message("start-failed")
+@dataclass(frozen=True)
+class StartFailed(Message):
+    """The on-commit command failed; nobody knows whether the guest runs."""
+
+    reason: Text
+
+
+@message("ping")
+@dataclass(frozen=True)
+class Ping(Message):
+    """Asks for a pong; keeps the connection visibly alive."""
+
+    number: U32
+
+
+@message("pong")
+@dataclass(frozen=True)
+class Pong(Message):
+    """Answer to the ping of that number."""
+
+    number: U32
+
+
+@message("cancel")
+@dataclass(frozen=True)
+class Cancel(Message):
+    """The sender ends the migration on purpose."""
+
+    reason: Text
+
+
+@message("failed")
+@dataclass(frozen=True)
+class Failed(Message):
+    """The sender cannot go on. `exit_code` is that of its error class (errors.py)."""
+
+    exit_code: U8
+    reason: Text
+
+
+def encode_frame(value: Message) -> bytes:
+    """A message as it goes over the wire."""
+    payload = encode(value)
+    return _FRAME.pack(len(payload), kernel.crc32c(payload)) + payload
+
+
+class FrameReader:
+    """Turns received bytes into messages; holds at most one frame's worth beyond what was fed.
+
+    After the first error it is finished: every later call raises the same error.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._error: ProtocolError | None = None
+
+    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[Message]:
+        """Messages completed by these bytes, in order; a generator, so that what came before an error counts.
+
+        Raises:
+            ProtocolError: too long, damaged, or not a message.
+        """
+        if self._error is not None:
+            raise self._error
+        self._buffer += data
+        try:
+            while len(self._buffer) >= FRAME_HEADER_BYTES:
+                length, crc = _FRAME.unpack_from(self._buffer)
+                if length > MAX_MESSAGE_BYTES:
+                    raise ProtocolError(f"a control message announces {length} bytes")
+                end = FRAME_HEADER_BYTES + length
+                if len(self._buffer) < end:
+                    return
+                payload = bytes(self._buffer[FRAME_HEADER_BYTES:end])
+                if kernel.crc32c(payload) != crc:
+                    raise ProtocolError("a control message was damaged on the way: its CRC is wrong")
+                del self._buffer[:end]
+                yield decode(payload)
+        except ProtocolError as error:
+            self._error = error
+            raise

@@ -1,0 +1,273 @@
+"""The source's connections: greeting, reconnecting with back-off, and the reset of lanes.
+
+    control:  down → connecting → greeting → up          a broken link goes back to down; from there it is tried
+                ↑────────┴───────────┴────────┘          again with growing delays until --reconnect-timeout
+    a lane:   see lane_link.py
+
+Losing the control connection takes all lanes along: what they had in flight is only known again when the destination
+has accepted the next attempt and named each lane's position. The guest runs through all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum
+
+from migrate.errors import MigrateError, NetworkError, ProtocolError, RefusedError
+from migrate.protocol import actions as a
+from migrate.protocol import messages as m
+from migrate.protocol.keepalive import Keepalive
+from migrate.protocol.lane_link import LaneLink, LinkState
+from migrate.protocol.schema import Message
+from migrate.protocol.stats import MigrationStats
+from migrate.ram.bitmap import DirtyBitmap
+
+FIRST_RECONNECT_DELAY = 0.1
+LONGEST_RECONNECT_DELAY = 3.0
+LANE_STALL_FACTOR = 3  # a slow link may need longer for a batch than for a ping
+
+
+class ControlState(Enum):
+    """Where the control connection stands."""
+
+    DOWN = "down"
+    CONNECTING = "connecting"
+    GREETING = "greeting"
+    UP = "up"
+
+
+class SourceLink:
+    """Control connection and lanes of one migration.
+
+    Args:
+        hello: the wish of the first attempt.
+        emit: takes the actions.
+        stats: gets resets, reconnects and owed pages.
+    """
+
+    def __init__(
+        self,
+        hello: m.Hello,
+        keepalive_timeout: float,
+        reconnect_timeout: float,
+        emit: Callable[[a.Action], None],
+        stats: MigrationStats,
+    ) -> None:
+        self.hello = hello
+        self.control = ControlState.DOWN
+        self.agreed: m.Accept | None = None
+        self.lanes: list[LaneLink] = []
+        self.keepalive = Keepalive(keepalive_timeout)
+        self.repair: DirtyBitmap | None = None
+        """Pages to owe when the lanes are reset the next time."""
+        self._reconnect_timeout = reconnect_timeout
+        self._emit = emit
+        self._stats = stats
+        self._greeting_since = 0.0
+        self._lost_at: float | None = None
+        self._lost_reason = ""
+        self._delay = FIRST_RECONNECT_DELAY
+
+    @property
+    def up(self) -> bool:
+        """Messages reach the destination, as far as one can know."""
+        return self.control is ControlState.UP
+
+    @property
+    def all_lanes_up(self) -> bool:
+        """Every lane has its connection."""
+        return self.up and all(link.state is LinkState.UP for link in self.lanes)
+
+    @property
+    def at_rest(self) -> bool:
+        """No lane thread runs any more."""
+        return not any(link.has_thread for link in self.lanes)
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Sent and not acknowledged, over all lanes."""
+        return sum(link.in_flight_bytes for link in self.lanes)
+
+    def connect(self) -> None:
+        """Open the first connection."""
+        self.control = ControlState.CONNECTING
+        self._emit(a.Connect(0.0))
+
+    def send(self, message: Message) -> None:
+        """Send if the link is up; else the message is pointless."""
+        if self.up:
+            self._emit(a.Send(message))
+
+    def greet(self, now: float) -> None:
+        """The connection is open: say hello."""
+        if self.control is not ControlState.CONNECTING:
+            return
+        self.control = ControlState.GREETING
+        self._greeting_since = now
+        self.keepalive.start(now)
+        self._emit(a.Send(self.hello))
+
+    def accepted(self, now: float, accept: m.Accept) -> None:
+        """The destination agreed.
+
+        Raises:
+            ProtocolError: no hello is open, or a resumed attempt got other values than the first.
+        """
+        if self.control is not ControlState.GREETING:
+            raise ProtocolError("an accept came that answers no hello")
+        if self.agreed is not None:
+            unchanged = replace(accept, positions=self.agreed.positions, free_bytes=self.agreed.free_bytes)
+            if unchanged != replace(self.agreed, secret=accept.secret):
+                raise ProtocolError("the destination accepted the resumed migration with other values")
+            if len(accept.positions) != len(self.lanes):
+                raise ProtocolError("the destination did not name the position of every lane")
+        elif not 1 <= accept.lanes <= self.hello.lanes or accept.cache_bytes > self.hello.cache_bytes:
+            raise ProtocolError("the destination accepted more than was asked for")
+        self.agreed = accept
+        self.control = ControlState.UP
+        self.keepalive.start(now)
+        self._delay = FIRST_RECONNECT_DELAY
+        if self._lost_at is not None:
+            self._stats.reconnects += 1
+            self._emit(a.Report("reconnected", {"seconds": round(now - self._lost_at, 3)}))
+            self._lost_at = None
+        for link, position in zip(self.lanes, accept.positions, strict=False):
+            link.position_known(position.epoch, position.sequence)
+        self.advance(now)
+
+    def lost(self, now: float, reason: str) -> None:
+        """The control connection is gone: stop all lanes, try again later.
+
+        Raises:
+            NetworkError: the destination did not come back in time.
+        """
+        if self.control is ControlState.DOWN:
+            return
+        if self._lost_at is None:
+            self._lost_at = now
+            self._lost_reason = reason
+        for link in self.lanes:
+            self._break(link, reason)
+            link.position_unknown()
+        self.control = ControlState.CONNECTING
+        self.hello = replace(self.hello, attempt=self.hello.attempt + 1, resume=self.agreed is not None)
+        if now - self._lost_at + self._delay > self._reconnect_timeout:
+            self.control = ControlState.DOWN
+            raise NetworkError(
+                f"the connection to the destination broke ({self._lost_reason}) and did not come back"
+                f" within {self._reconnect_timeout:g} s (last attempt: {reason})",
+                side="source",
+                hint="check the network and migrate-dst's log, then start both sides again",
+            )
+        fields = {"attempt": self.hello.attempt, "delay": self._delay, "reason": reason}
+        self._emit(a.Disconnect())
+        self._emit(a.Report("reconnecting", fields))
+        self._emit(a.Connect(self._delay))
+        self._delay = min(2 * self._delay, LONGEST_RECONNECT_DELAY)
+
+    def tick(self, now: float) -> str | None:
+        """Pings and deadlines; returns why the connection must be given up, if it must."""
+        if self.control is ControlState.GREETING and now - self._greeting_since > self.keepalive.timeout:
+            return f"no answer to the hello for {self.keepalive.timeout:g} s"
+        if not self.up:
+            return None
+        if self.keepalive.silent(now):
+            return f"the destination was silent for {self.keepalive.timeout:g} s"
+        number = self.keepalive.ping_due(now)
+        if number is not None:
+            self.send(m.Ping(number))
+        return None
+
+    def stalled_lane(self, now: float) -> LaneLink | None:
+        """A lane on which nothing was acknowledged for too long."""
+        limit = LANE_STALL_FACTOR * self.keepalive.timeout
+        return next((link for link in self.lanes if link.stalled(now, limit)), None)
+
+    # --- lanes ------------------------------------------------------------------------------------
+
+    def advance(self, now: float) -> None:
+        """Reset lanes whose two ends are at rest and open those that are down."""
+        if not self.up:
+            return
+        for link in self.lanes:
+            if link.resettable:
+                self._reset(link)
+            if link.state is LinkState.DOWN:
+                self._open(link, now)
+        if all(link.state is LinkState.UP for link in self.lanes):
+            self.repair = None
+
+    def lane_failed(self, number: int, reason: str) -> None:
+        """The lane's thread has ended by itself: its connection is unusable."""
+        link = self.lanes[number]
+        link.has_thread = False
+        if link.state is LinkState.UP:
+            epoch = link.lane.epoch
+            self._break(link, reason)
+            self.send(m.LaneBroken(number, epoch, reason[:500]))
+
+    def break_lane(self, link: LaneLink, reason: str) -> None:
+        """This side gives the lane up (it stalls, or the pause is abandoned)."""
+        if link.state is LinkState.UP:
+            self._break(link, reason)
+            self.send(m.LaneBroken(link.lane.number, link.lane.epoch, reason[:500]))
+
+    def lane_reset(self, message: m.LaneReset) -> None:
+        """The destination ended an epoch of a lane. Raises ProtocolError: there is no such lane or epoch."""
+        if message.lane >= len(self.lanes):
+            raise ProtocolError(f"the destination reset lane {message.lane}, which does not exist")
+        link = self.lanes[message.lane]
+        if message.epoch > link.lane.epoch:
+            raise ProtocolError(f"the destination reset an epoch of lane {message.lane} that never was")
+        if message.epoch < link.lane.epoch:
+            return
+        if message.sequence > link.lane.sequence:
+            raise ProtocolError(f"the destination applied more of lane {message.lane} than was sent")
+        self._break(link, message.reason)
+        link.position_known(message.epoch, message.sequence)
+
+    def stop(self) -> None:
+        """Stop every lane thread; nothing is opened again."""
+        for link in self.lanes:
+            link.broken("the migration ended")
+            if link.has_thread:
+                self._emit(a.StopLane(link.lane.number))
+        self.control = ControlState.DOWN
+
+    def _break(self, link: LaneLink, reason: str) -> None:
+        if link.state is not LinkState.UP:
+            return
+        link.broken(reason)
+        if link.has_thread:
+            self._emit(a.StopLane(link.lane.number))
+
+    def _reset(self, link: LaneLink) -> None:
+        if self.repair is not None:
+            link.lane.owe(self.repair)
+        owed = link.reset()
+        self._stats.lane_resets += 1
+        self._stats.remaining_pages += owed
+        fields: dict[str, object] = {
+            "lane": link.lane.number,
+            "epoch": link.lane.epoch,
+            "reason": link.reason,
+            "owed_pages": owed,
+        }
+        self._emit(a.Report("lane-reset", fields))
+
+    def _open(self, link: LaneLink, now: float) -> None:
+        assert self.agreed is not None
+        epoch = link.open(now)
+        opening = m.LaneOpen(
+            self.hello.migration, self.hello.attempt, link.lane.number, epoch, self.agreed.secret
+        )
+        self._emit(a.OpenLane(link.lane.number, opening))
+
+
+def rejected(message: m.Reject) -> MigrateError:
+    """The error for a refused hello."""
+    change = f"change {message.option} at the {message.side}" if message.option else None
+    return RefusedError(
+        f"the destination refused the migration: {message.reason}", side=message.side, hint=change
+    )
