@@ -160,6 +160,7 @@ def validate_source(config: SourceConfig) -> None:
     _check_member("--source-after", config.source_after, SOURCE_AFTERS)
     _check_member("--verify", config.verify, VERIFY_LEVELS)
     _check_member("--xbzrle-cache-rule", config.xbzrle_cache_rule, CACHE_RULES)
+    _check_member("--compression", config.compression, COMPRESSIONS)
     if not (1024 <= config.page_size <= 65536 and config.page_size.bit_count() == 1):
         raise UsageError(f"page size {config.page_size}: a power of two from 1024 to 65536")
     if config.lanes < 1:

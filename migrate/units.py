@@ -110,9 +110,9 @@ def _three_digits(value: float) -> str:
 
 
 def format_time_left(at_best: float, at_worst: float) -> str:
-    """A range in whole seconds or minutes: `4 to 9 s`, `under 1 s`, `2 to 15 min`, `12 s or more`."""
+    """A range, roughly: `4 to 9 s`, `under 1 s`, `2 to 15 min`, `12 s or more`, `not converging`."""
     if math.isinf(at_best):
-        return "does not converge"
+        return "not converging"
     if math.isinf(at_worst):
         return f"{_rough(at_best)} or more"
     if at_worst < 1:

@@ -182,8 +182,8 @@ def live_display(stats: MigrationStats, now: float, width: int) -> RenderableTyp
         head.add_row(title, "", "")
     cells = Table.grid(padding=(0, 1))
     cells.width = width
-    for _ in range(3):
-        cells.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    for share in (21, 29, 24):  # as wide as their longest contents on 80 columns
+        cells.add_column(ratio=share, no_wrap=True, overflow="ellipsis")
     for line in _live_cells(stats, now):
         cells.add_row(*(Text.assemble((f"{label} ", "dim"), text) for label, text in line))
     return Group(head, cells)

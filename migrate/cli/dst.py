@@ -52,7 +52,7 @@ def build_parser() -> ArgumentParser:
         metavar="CMD",
         help="lets the prepared guest go; may be called again for the same MIGRATE_ID",
     )
-    delta = parser.add_argument_group("delta compression (XBZRLE)")
+    delta = parser.add_argument_group("deltas (XBZRLE)")
     delta.add_argument(
         "--xbzrle-cache-limit",
         type=typed(parse_size),

@@ -68,7 +68,7 @@ def as_migrate_error(problem: BaseException) -> MigrateError:
             found, key=lambda e: (not isinstance(e, UndecidedError), isinstance(e, CancelledMigration))
         )
     if isinstance(problem, asyncio.CancelledError | KeyboardInterrupt):
-        return CancelledMigration("cancelled before a migration had begun")
+        return CancelledMigration("cancelled by a signal")
     hint = "find out where the guest runs before starting again; MIGRATE_DEBUG=1 shows the traceback"
     if os.environ.get("MIGRATE_DEBUG") == "1":
         traceback.print_exception(problem)

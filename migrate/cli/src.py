@@ -150,7 +150,7 @@ def _add_bandwidth_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_page_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("delta compression (XBZRLE)")
+    group = parser.add_argument_group("deltas (XBZRLE) and compression")
     group.add_argument(
         "--xbzrle-cache-size",
         type=typed(parse_size),

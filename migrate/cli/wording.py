@@ -79,7 +79,7 @@ def _number_text(name: str, value: float) -> str:
         return format_size(value)
     if last == "bandwidth":
         return format_rate(value) if value else "unlimited"
-    if last in {"seconds", "timeout"}:
+    if last in {"seconds", "timeout", "delay", "downtime"}:
         return format_duration(value)
     if last == "ms":
         return format_duration(value / 1000)
@@ -169,13 +169,20 @@ def _reconnecting(fields: Fields, side: str) -> str:
 
 def _reconnected(fields: Fields, side: str) -> str:
     del side
+    after = f" after {format_duration(number(fields, 'seconds'))}" if "seconds" in fields else ""
     owed = f"; {_pages(fields, 'owed-pages')} to send again" if "owed-pages" in fields else ""
-    return f"connected again{owed}"
+    return f"connected again{after}{owed}"
 
 
 def _negotiated(fields: Fields, side: str) -> str:
     del side
     return f"agreed: {describe(fields)}"
+
+
+def _paused(fields: Fields, side: str) -> str:
+    del side
+    took = f" within {format_duration(number(fields, 'seconds'))}" if "seconds" in fields else ""
+    return f"guest paused{took}"
 
 
 def _fixed(text: str) -> Callable[[Fields, str], str]:
@@ -196,12 +203,13 @@ _WORDINGS: dict[str, Callable[[Fields, str], str]] = {
     "tracker": _tracker,
     "status": lambda fields, _: f"status {printable(fields.get('old'))} -> {printable(fields.get('new'))}",
     "round": lambda fields, _: round_text(fields),
-    "paused": _fixed("guest paused"),
+    "pausing": lambda fields, _: f"pausing the guest{_because(fields)}",
+    "paused": _paused,
     "resumed": lambda fields, _: f"guest resumed at the source{_because(fields)}",
     "lane-reset": _lane_reset,
     "reconnecting": _reconnecting,
     "reconnected": _reconnected,
-    "prepared": _fixed("destination prepared: it has the whole RAM and is ready to run the guest"),
+    "prepared": _fixed("destination prepared: it can run the guest"),
     "committed": _fixed("committed: the guest belongs to the destination"),
     "running": _fixed("guest runs at the destination"),
     "cancelling": lambda fields, _: f"{printable(fields.get('signal', 'signal'))}: cancelling",
