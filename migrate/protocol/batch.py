@@ -139,7 +139,7 @@ class BatchHeader:
 
 
 def pack_body(codec: Codec, body: memoryview) -> bytes | memoryview:
-    """Pack a body for the wire with a codec other than NONE; the shorter of the two forms is for the caller."""
+    """Pack a body for the wire; whether the packed form is the shorter one is for the caller to see."""
     return body if codec is Codec.NONE else zlib.compress(body, 1)
 
 

@@ -1,8 +1,8 @@
 """The migration machine of the destination: lanes in, acknowledgements out, verification, handover.
 
-States: destination_states.py; lanes and their resets: destination_lanes.py. Sans I/O: inputs are the public methods,
-each with the time; outputs are the actions that `take_actions` returns. The shell makes one machine per migration,
-after the handshake (`handshake.negotiate`) has agreed.
+States: destination_states.py; lanes and their resets: destination_lanes.py. Sans I/O: inputs are the public
+methods, each with the time; outputs are the actions that `take_actions` returns. The shell makes one machine
+per migration, after the handshake (`handshake.negotiate`) has agreed.
 """
 
 from __future__ import annotations
@@ -136,7 +136,9 @@ class DestinationMachine:
         Returns a reject where that cannot be.
         """
         if self.state not in BEFORE_COMMIT:
-            return m.Reject("this migration was committed already", "", "destination")
+            ended = self.state is DestinationState.ENDED
+            how = f"has ended here ({self.outcome})" if ended else "was committed already"
+            return m.Reject(f"this migration {how}", "", "destination")
         if hello.attempt <= self.hello.attempt:
             return m.Reject(f"attempt {hello.attempt} is over", "", "source")
         same = (hello.blocks, hello.page_size, hello.digest_seed) == (
@@ -154,9 +156,9 @@ class DestinationMachine:
         self._resuming = True
         self._check_resumed()
         return None
-
+        """The control connection broke. Unless the guest is ours already, the source may come back."""
     def connection_lost(self, now: float, reason: str) -> None:
-        """The control connection broke. The source has time to come back, unless the guest is ours already."""
+        """The control connection broke. The source may come back for a while, unless the guest is ours already."""
         if not self.linked:
             return
         self.linked = False
@@ -189,8 +191,8 @@ class DestinationMachine:
         if not self.linked:
             if now - self._unlinked_at >= self._reconnect_timeout:
                 text = (
-                    f"the connection to the source broke ({self._unlinked_reason}) and the source did not come"
-                    f" back within {self._reconnect_timeout:g} s"
+                    f"the connection to the source broke ({self._unlinked_reason}) and the source did not"
+                    f" come back within {self._reconnect_timeout:g} s"
                 )
                 hint = "start migrate-src again; it says where the guest runs"
                 self.fail(now, NetworkError(text, side="destination", hint=hint))
@@ -216,7 +218,10 @@ class DestinationMachine:
         self.lanes.applied(now, lane, batch)
 
     def lane_failed(self, now: float, lane: int, error: Exception) -> None:
-        """A lane thread has ended: a broken connection and bad bytes reset the lane, our own trouble is fatal."""
+        """A lane thread has ended.
+
+        A broken connection and bad bytes reset the lane, our own trouble is fatal.
+        """
         self.lanes.failed(lane, str(error))
         if isinstance(error, RamError | VerifyError):
             self.fail(now, error)

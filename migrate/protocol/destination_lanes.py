@@ -4,8 +4,8 @@
       ↑                      │ cut, bad bytes, lane-broken, new attempt
       └── thread joined, lane-reset sent ──┘
 
-A lane belongs to its thread while `has_thread`; to the machine otherwise. No position is named before the thread of
-the old epoch has ended, and a newer connection waits for that too (design 4, Lane reset).
+A lane belongs to its thread while `has_thread`; to the machine otherwise. No position is named before the
+thread of the old epoch has ended, and a newer connection waits for that too (design 4, Lane reset).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class DestinationLanes:
         return all(place.lane.state is ReceiverState.FINISHED for place in self._places)
 
     def opened(self, opening: m.LaneOpen, secret: bytes) -> None:
-        """Take a lane connection that knows the secret; `RunLane` follows, at once or after the old thread's end.
+        """Take a lane connection that knows the secret; `RunLane` follows, if need be after the old thread.
 
         Raises:
             ProtocolError: wrong secret, lane or epoch.

@@ -4,9 +4,9 @@
        ↑                                                │
        └──────────── close(), from anywhere ────────────┘
 
-Three calls drive it: `header` takes 64 bytes and says how many follow, `body` takes those and applies them. The
-first error finishes the epoch: the object then refuses everything until `close` and the next `open`. What
-was applied before stays applied, and `position` says how far that was.
+Three calls drive it: `open` begins an epoch, `header` takes 64 bytes and says how many follow, `body` takes
+those and applies them. The first error finishes the epoch: the object then refuses everything until `close`
+and the next `open`. What was applied before stays applied, and `position` says how far that was.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ class DestinationLane:
         due = self.sequence + 1
         if (header.lane, header.epoch, header.sequence) != (self.number, self.epoch, due):
             raise ProtocolError(
-                f"batch {header.sequence} of lane {header.lane}, epoch {header.epoch} came where batch {due} of"
-                f" lane {self.number}, epoch {self.epoch} was due"
+                f"batch {header.sequence} of lane {header.lane}, epoch {header.epoch} came where batch {due}"
+                f" of lane {self.number}, epoch {self.epoch} was due"
             )
         if (header.kind is Kind.RESET) != (self.state is ReceiverState.OPENING):
             raise ProtocolError("a lane begins with its reset batch, and only there")

@@ -128,7 +128,8 @@ class SourceLane:
     def start_round(self, number: int, stage: int, dirty: DirtyBitmap) -> None:
         """Take this lane's pages out of a harvest and send them from the next batch on.
 
-        Allowed while a round is being sent: the pages add up, and the rest goes out under the new number and stage.
+        Allowed while a round is being sent: the pages add up, and the rest goes out under the new number and
+        stage.
         """
         self._require(LaneState.CLOSED, LaneState.OPENING, LaneState.IDLE, LaneState.SENDING)
         self._pending.union(dirty.select(self.number, self._lanes, self._image.layout.stripe_pages))
@@ -168,7 +169,8 @@ class SourceLane:
             return
         if sequence > self.sequence:
             raise ProtocolError(
-                f"the destination acknowledged batch {sequence} of lane {self.number}, sent were {self.sequence}"
+                f"the destination acknowledged batch {sequence} of lane {self.number},"
+                f" sent were {self.sequence}"
             )
         while self._unacknowledged and self._unacknowledged[0].sequence <= sequence:
             self._unacknowledged.popleft()

@@ -1,6 +1,6 @@
 """The control connection: its opening, its framing and every message on it.
 
-connection = "MIGRATE" u8 (1 control, 2 lane), then frames; a lane carries one frame, lane-open, and then batches
+connection = "MIGRATE" u8 (1 control, 2 lane), then frames; a lane carries one, lane-open, and then batches
 frame      = be32 length, be32 CRC-32C of the payload, payload (msgpack, see schema.py; at most 1 MiB)
 
 source                                        destination

@@ -1,9 +1,9 @@
 """Typed messages over msgpack: one strict encoder and decoder for all control messages.
 
 A message is a frozen dataclass registered with `@message("type")`. On the wire it is a msgpack array
-`[type, field, field, …]` in the order of the fields. Field types: `int` with a `Range`, `bool`, `str` and `bytes` with a
-`Range` of their length, `list[...]` of these or of other such dataclasses, with a `Range` of the count.
-Anything else than exactly the declared form is a ProtocolError: a peer's bytes are hostile.
+`[type, field, field, …]` in the order of the fields. Field types: `int` with a `Range`, `bool`, `str` and
+`bytes` with a `Range` of their length, `list[...]` of these or of other such dataclasses, with a `Range` of
+the count. Anything else than exactly the declared form is a ProtocolError: a peer's bytes are hostile.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The migration machine of the source: rounds, the decision to switch over, and every way to end.
 
 States and their order: source_states.py. Connections and lane resets: source_link.py. The pause, from the
-request to the destination's `running`: source_pause.py. Sans I/O: inputs are the public methods (each with the
-time), outputs are the actions that `take_actions` returns; the shell carries them out in order.
+request to the destination's `running`: source_pause.py. Sans I/O: inputs are the public methods (each with
+the time), outputs are the actions that `take_actions` returns; the shell carries them out in order.
 """
 
 from __future__ import annotations
@@ -152,6 +152,7 @@ class SourceMachine:
         elif self.state is SourceState.COMMITTING:
             self.undecided(now, reason)
         elif self.state in LIVE or self.state is SourceState.TRACKING:
+            self.meter.idle(now)
             try:
                 self.link.lost(now, reason)
             except NetworkError as error:

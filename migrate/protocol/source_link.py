@@ -1,11 +1,11 @@
 """The source's connections: greeting, reconnecting with back-off, and the reset of lanes.
 
-    control:  down → connecting → greeting → up          a broken link goes back to down; from there it is tried
-                ↑────────┴───────────┴────────┘          again with growing delays until --reconnect-timeout
+    control:  down → connecting → greeting → up     a broken link is tried again, with growing delays, until
+                         ↑───────────┴────────┘     --reconnect-timeout
     a lane:   see lane_link.py
 
-Losing the control connection takes all lanes along: what they had in flight is only known again when the destination
-has accepted the next attempt and named each lane's position. The guest runs through all of it.
+Losing the control connection takes all lanes along: what they had in flight is only known again when the
+destination has accepted the next attempt and named each lane's position. The guest runs through all of it.
 """
 
 from __future__ import annotations

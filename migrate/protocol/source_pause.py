@@ -4,9 +4,9 @@
        prepare, and at once a second look at our own RAM ──prepared, nothing changed──→ committing
        commit ──running──→ rereading ──→ ended
 
-Every failure up to and including `preparing` abandons the pause: the guest runs again, all lanes are reset, precopy goes
-on. What the destination did for this pause is void; its answers carry the pause's number. From the first byte
-of `commit` the source does not resume (design 4, Handover).
+Every failure up to and including `preparing` abandons the pause: the guest runs again, all lanes are reset,
+precopy goes on. What the destination did for this pause is void; its answers carry the pause's number. From
+the first byte of `commit` the source does not resume (design 4, Handover).
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ class PauseSequence:
     # --- giving the pause up ----------------------------------------------------------------------
 
     def abandon(self, now: float, error: MigrateError) -> None:
-        """Let the guest run again and go on with precopy; after too many pauses, fail with the last reason."""
+        """Let the guest run again and go on with precopy; after too many pauses, fail with this error."""
         machine = self._machine
         self._abandoned += 1
         if self._abandoned > MAX_ABANDONED:

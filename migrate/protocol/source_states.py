@@ -93,7 +93,8 @@ EXPECTED: dict[type[Message], frozenset[SourceState]] = {
     m.Running: frozenset({S.COMMITTING}),
     m.StartFailed: frozenset({S.COMMITTING}),
 }
-"""Where a message may come. Ping, pong, cancel and failed may come always; accept and reject answer a hello."""
+"""Where a message may come. Ping, pong, cancel and failed may come always; accept and reject answer a
+hello."""
 
 NUMBERED = (m.Prepared, m.Refused, m.Unequal, m.Digests)
 """Answers to a pause that carry its number: one of an older pause is late, not wrong, and is dropped."""
