@@ -156,9 +156,9 @@ class DestinationMachine:
         self._resuming = True
         self._check_resumed()
         return None
-        """The control connection broke. Unless the guest is ours already, the source may come back."""
+
     def connection_lost(self, now: float, reason: str) -> None:
-        """The control connection broke. The source may come back for a while, unless the guest is ours already."""
+        """The control connection broke. Unless the guest is ours already, the source may come back."""
         if not self.linked:
             return
         self.linked = False
