@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 import time
@@ -68,7 +69,7 @@ class Incoming:
     @property
     def identities(self) -> list[tuple[int, int]]:
         """(device, inode) of every RAM file."""
-        found = [path.stat() for path in self._image.paths.values()]
+        found = [os.fstat(fd) for fd in self._image.fds.values()]
         return [(status.st_dev, status.st_ino) for status in found]
 
     async def run(self) -> None:

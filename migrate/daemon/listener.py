@@ -101,24 +101,29 @@ class Listener:
     async def _greet(self, sock: socket.socket, peer: str) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                preface = await _receive(sock, m.PREFACE_BYTES)
-                if preface == m.PREFACE_LANE:
-                    await self._greet_lane(sock)
-                elif preface == m.PREFACE_CONTROL:
-                    await self._greet_control(sock)
-                else:
-                    raise ProtocolError(_unknown(preface))
+                await self._tell_apart(sock)
+        except TimeoutError:
+            message = f"connection from {peer} did not say what it is within {self._timeout:g} s"
+            self._reporter.event("warning", message=message)
         except (ProtocolError, OSError, EOFError) as error:
             self._reporter.event("warning", message=f"connection from {peer} refused: {error}")
-            sock.close()
-        except TimeoutError:
-            self._reporter.event(
-                "warning", message=f"connection from {peer} said nothing for {self._timeout:g} s"
-            )
-            sock.close()
-        except asyncio.CancelledError:
-            sock.close()
-            raise
+
+    async def _tell_apart(self, sock: socket.socket) -> None:
+        """Read the first bytes and hand the socket on; it is closed here only if nobody took it."""
+        taken = False
+        try:
+            preface = await _receive(sock, m.PREFACE_BYTES)
+            if preface == m.PREFACE_LANE:
+                await self._greet_lane(sock)
+                taken = True
+            elif preface == m.PREFACE_CONTROL:
+                taken = True
+                await self._greet_control(sock)
+            else:
+                raise ProtocolError(_unknown(preface))
+        finally:
+            if not taken:
+                sock.close()
 
     async def _greet_lane(self, sock: socket.socket) -> None:
         header = await _receive(sock, m.FRAME_HEADER_BYTES)
@@ -132,7 +137,7 @@ class Listener:
         self._events.lane_came(opening, sock)
 
     async def _greet_control(self, sock: socket.socket) -> None:
-        """Wait for the hello; its handler sets the channel's callbacks to its own."""
+        """Wait for the hello; its handler sets the channel's callbacks to its own. The channel owns the socket."""
         first: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
         def lost(reason: str) -> None:
