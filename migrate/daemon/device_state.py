@@ -1,0 +1,115 @@
+"""Device state: small opaque files from `--state-cmd` at the source to `--on-prepare` at the destination.
+
+They live in a private directory (mode 0700) that the hooks find in MIGRATE_STATE_DIR.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from migrate.errors import GuestError, ProtocolError
+
+MAX_BLOBS = 64
+MAX_BLOB_BYTES = 64 << 20
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+class DeviceState(NamedTuple):
+    """One piece of device state."""
+
+    name: str
+    """[A-Za-z0-9._-]{1,64}, and not . or .. ; also its file's name."""
+    data: bytes
+    """At most 64 MiB."""
+
+
+class StateDirectory:
+    """A private temporary directory for device state; gone with everything in it after `close`."""
+
+    def __init__(self) -> None:
+        """Raises GuestError: it cannot be made."""
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix="migrate-state-"))
+        except OSError as error:
+            raise GuestError(f"no directory for the device state could be made: {error.strerror}") from error
+
+    def read(self) -> list[DeviceState]:
+        """What the state command has written, in the order of the names.
+
+        Raises:
+            GuestError: too many files or bytes, a name that is not allowed, or something that is no file.
+        """
+        try:
+            names = sorted(path.name for path in self.path.iterdir())
+            if len(names) > MAX_BLOBS:
+                raise GuestError(f"--state-cmd made {len(names)} files: at most {MAX_BLOBS} are allowed")
+            return [DeviceState(name, self._read_file(name)) for name in names]
+        except OSError as error:
+            raise GuestError(f"the device state could not be read: {error.strerror}") from error
+
+    def write(self, states: Sequence[DeviceState]) -> None:
+        """Put the state that the peer sent where the hooks find it.
+
+        Raises:
+            ProtocolError: the peer sent too much of it, or a name that is not allowed; nothing was written.
+            GuestError: there is no room for it.
+        """
+        if len(states) > MAX_BLOBS:
+            raise ProtocolError(
+                f"the peer sent {len(states)} pieces of device state, at most {MAX_BLOBS} are allowed"
+            )
+        if len({state.name for state in states}) != len(states):
+            raise ProtocolError("the peer sent two pieces of device state with one name")
+        for state in states:
+            if not is_state_name(state.name) or len(state.data) > MAX_BLOB_BYTES:
+                raise ProtocolError(
+                    f"the peer sent device state {state.name[:64]!r} of {len(state.data)} bytes: names are"
+                    f" {_NAME.pattern}, and {MAX_BLOB_BYTES} bytes the most"
+                )
+        try:
+            for state in states:
+                file = os.open(
+                    self.path / state.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+                )
+                with os.fdopen(file, "wb") as out:
+                    out.write(state.data)
+        except OSError as error:
+            raise GuestError(f"the device state could not be stored: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Remove the directory; the second call does nothing."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+    def _read_file(self, name: str) -> bytes:
+        if not is_state_name(name):
+            raise GuestError(f"--state-cmd made a file named {name!r}: names are {_NAME.pattern}")
+        # Not through a link, and not stuck on a named pipe.
+        fd = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise GuestError(f"--state-cmd made {name!r}, which is not a regular file")
+            with os.fdopen(fd, "rb", closefd=False) as file:
+                data = file.read(MAX_BLOB_BYTES + 1)
+        finally:
+            os.close(fd)
+        if len(data) > MAX_BLOB_BYTES:
+            raise GuestError(f"--state-cmd made {name!r} larger than {MAX_BLOB_BYTES >> 20} MiB")
+        return data
+
+
+def is_state_name(name: str) -> bool:
+    """Whether a piece of device state may be called so."""
+    return _NAME.fullmatch(name) is not None and name not in (".", "..")

@@ -1,0 +1,57 @@
+"""Pausing and resuming the guest, and knowing whether it lives.
+
+A pause returns only when no write of the guest can happen any more: that is the moment the last harvest
+needs (LMT section 5, invariant 7).
+"""
+
+from __future__ import annotations
+
+import abc
+
+
+class GuestControl(abc.ABC):
+    """A way to reach the guest. One object a migration; its calls come one after the other.
+
+    Attributes:
+        was_paused_before: the guest was stopped already when `pause` came; then `resume` leaves it so.
+    """
+
+    was_paused_before = False
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """How the guest is paused, for a person."""
+
+    @abc.abstractmethod
+    async def probe(self) -> None:
+        """Raise GuestError if the guest cannot be paused in this way; changes nothing."""
+
+    @abc.abstractmethod
+    async def pause(self, deadline_s: float) -> None:
+        """Stop the guest; returns when it cannot write any more.
+
+        Args:
+            deadline_s: seconds it may take.
+
+        Raises:
+            GuestError: it did not stop in time (it was resumed), or it died.
+        """
+
+    @abc.abstractmethod
+    async def resume(self) -> None:
+        """Let the guest run again, unless it was paused before. Raises GuestError."""
+
+    @abc.abstractmethod
+    async def still_paused(self) -> bool:
+        """Whether the pause still holds: nobody else let the guest run, and it has not died."""
+
+    @abc.abstractmethod
+    async def kill(self) -> None:
+        """End the guest; returns when it is gone. Raises GuestError."""
+
+    @abc.abstractmethod
+    async def alive(self) -> bool:
+        """Whether the guest exists, as far as can be known."""
+
+    def close(self) -> None:  # noqa: B027 - most ways hold nothing
+        """Let go of the guest without changing it; the second call does nothing."""

@@ -1,0 +1,7 @@
+"""The ways to pause a guest, in one place."""
+
+from migrate.daemon.command_guest import CommandGuest, NoGuest
+from migrate.daemon.guest import GuestControl
+from migrate.daemon.process_guest import ProcessGuest
+
+__all__ = ["CommandGuest", "GuestControl", "NoGuest", "ProcessGuest"]
