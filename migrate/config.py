@@ -32,6 +32,7 @@ SOURCE_AFTERS: tuple[SourceAfter, ...] = ("keep", "kill")
 COMPRESSIONS: tuple[Compression, ...] = ("none", "zlib")
 VERIFY_LEVELS: tuple[VerifyLevel, ...] = ("stream", "ram", "full")
 
+MOST_LANES = 16
 LONGEST_DOWNTIME_LIMIT_MS = 2_000_000  # QEMU's range, qemu-ram-stream.md 10.4
 
 
@@ -163,8 +164,8 @@ def validate_source(config: SourceConfig) -> None:
     _check_member("--compression", config.compression, COMPRESSIONS)
     if not (1024 <= config.page_size <= 65536 and config.page_size.bit_count() == 1):
         raise UsageError(f"page size {config.page_size}: a power of two from 1024 to 65536")
-    if config.lanes < 1:
-        raise UsageError(f"lanes {config.lanes}: at least 1")
+    if not 1 <= config.lanes <= MOST_LANES:
+        raise UsageError(f"--lanes {config.lanes}: 1 to {MOST_LANES} are possible")
     _check_cache("--xbzrle-cache-size", config.xbzrle_cache_size, config.page_size)
     _check_guest_control(config)
     if not 0 <= config.downtime_limit_ms <= LONGEST_DOWNTIME_LIMIT_MS:

@@ -54,6 +54,7 @@ def build_parser() -> ArgumentParser:
     _add_convergence_options(parser)
     _add_bandwidth_options(parser)
     _add_page_options(parser)
+    _add_lane_options(parser)
     add_network_options(parser)
     add_output_options(parser)
     return parser
@@ -170,6 +171,18 @@ def _add_page_options(parser: argparse.ArgumentParser) -> None:
         choices=config.COMPRESSIONS,
         default="none",
         help="compress batches on top of that; costs CPU, for slow links (default: %(default)s)",
+    )
+
+
+def _add_lane_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("lanes")
+    group.add_argument(
+        "--lanes",
+        type=typed(whole_number),
+        default="1",
+        metavar="N",
+        help="parallel connections, 1 to 16, each with its share of RAM and of the page cache; "
+        "useful where one CPU cannot fill the link (default: %(default)s)",
     )
 
 

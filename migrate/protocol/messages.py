@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from migrate import kernel
+from migrate.config import MOST_LANES
 from migrate.errors import ProtocolError
 from migrate.protocol.schema import (
     MAX_MESSAGE_BYTES,
@@ -52,7 +53,7 @@ PREFACE_LANE = b"MIGRATE\x02"
 PREFACE_BYTES = 8
 FRAME_HEADER_BYTES = 8
 MAX_BLOCKS = 64
-MAX_LANES = 16
+MAX_LANES = MOST_LANES
 MAX_BLOB_BYTES = 64 << 20
 MAX_BLOBS = 64
 MAX_STATE_BYTES = 256 << 20

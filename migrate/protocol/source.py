@@ -151,7 +151,7 @@ class SourceMachine:
             self.fail(now, NetworkError(message, side="destination", hint=hint))
         elif self.state is SourceState.COMMITTING:
             self.undecided(now, reason)
-        elif self.state in LIVE or self.state is SourceState.TRACKING:
+        elif self.state in LIVE:
             self.meter.idle(now)
             try:
                 self.link.lost(now, reason)

@@ -47,8 +47,8 @@ S = SourceState
 PAUSED = frozenset({S.PAUSING, S.LAST_HARVEST, S.LAST_ROUND, S.PREPARING})
 """The guest is paused or about to be, and may still be resumed."""
 
-LIVE = frozenset({S.SENDING, S.HARVESTING, S.RESUMING}) | PAUSED
-"""Pages move, lanes are in use; a broken link is repaired from here."""
+LIVE = frozenset({S.TRACKING, S.SENDING, S.HARVESTING, S.RESUMING}) | PAUSED
+"""Lanes are in use; a broken link is repaired from here."""
 
 TRANSITIONS: dict[SourceState, frozenset[SourceState]] = {
     S.NEW: frozenset({S.SETUP, S.ENDING}),

@@ -1,0 +1,1 @@
+"""Measuring and stressing the real programs; nothing in the product imports it."""
