@@ -91,9 +91,7 @@ def apply(
         for page in sorted(contents)
         if not is_zero(contents[page]) or get_digest(digests, page) != keys.zero_digest
     }
-    _write(ram, written)
-    if readback:
-        _read_back(ram, keys, written, after)
+    _write(ram, written, readback)
     root_delta = 0
     for page, digest in after.items():
         root_delta += keys.term(page, digest) - keys.term(page, get_digest(digests, page))
@@ -186,20 +184,18 @@ def _content(keys: Keys, cache: PageCache | None, record: _Record, stage: int) -
     return bytes(content)
 
 
-def _write(ram: Ram, written: dict[int, bytes]) -> None:
-    for block in {ram.require_block(page) for page in written}:
-        ram.require_whole(block)
+def _write(ram: Ram, written: dict[int, bytes], readback: bool) -> None:
+    looked_at: set[RamBlock] = set()
     for first, content in _runs(ram, written):
-        ram.write(ram.require_block(first), first, content)
-
-
-def _read_back(ram: Ram, keys: Keys, written: dict[int, bytes], after: dict[int, int]) -> None:
-    for page in written:
-        block = ram.require_block(page)
-        found = ram.read_some(block, page)
-        if len(found) < ram.page_size or keys.page_digest(found) != after[page]:
-            offset = (page - block.first_page) * ram.page_size
-            raise VerifyError(f"{describe(block, offset)}: read back is not what was written")
+        block = ram.require_block(first)
+        if block not in looked_at:
+            ram.require_whole(block)
+            looked_at.add(block)
+        ram.write(block, first, content)
+        for page in range(first, first + len(content) // ram.page_size if readback else first):
+            if ram.read_some(block, page) != written[page]:
+                offset = (page - block.first_page) * ram.page_size
+                raise VerifyError(f"{describe(block, offset)}: read back is not what was written")
 
 
 def _runs(ram: Ram, written: dict[int, bytes]) -> Iterator[tuple[int, bytes]]:

@@ -128,7 +128,9 @@ class PageCache:
 
     def _slots_of(self, page: int) -> range:
         """The slots where the page may be, in the order in which they are looked at."""
-        first = page % self._sets * self._ways if self._sets else 0
+        if not self._sets:
+            return range(0)
+        first = page % self._sets * self._ways
         return range(first, first + self._ways)
 
     def _find(self, page: int) -> int | None:

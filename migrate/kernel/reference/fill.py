@@ -130,7 +130,8 @@ def fill(
         put_digest(digests, page, digest)
         if kind is not _Kind.SKIP:
             digest_sum += keys.term(page, digest)
-        root_delta += keys.term(page, digest) - keys.term(page, before)
+        if digest != before:
+            root_delta += keys.term(page, digest) - keys.term(page, before)
 
     out[: len(batch.body)] = batch.body
     sent[: 8 * len(batch.pages)] = b"".join(page.to_bytes(8, "little") for page in batch.pages)
