@@ -1,7 +1,7 @@
 """Real processes for tests, stress and benchmarks: a practice guest, a destination, a source.
 
-Every program runs with `--json`; its events are read by a thread as they come, so that waiting for one needs no
-sleep. `Lab` is a context manager: at its end no process of it lives.
+Every program runs with `--json`; its events are read by a thread as they come, so that waiting for one
+needs no sleep. `Lab` is a context manager: at its end no process of it lives.
 """
 
 from __future__ import annotations

@@ -69,12 +69,19 @@ class RamSpec:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `PATH` (block `pc.ram`) or `NAME=PATH`; a path with a `=` in it starts with `/` or `./`.
+        """Read `PATH` (block `pc.ram`) or `NAME=PATH`.
+
+        QEMU's names may hold slashes (`0000:00:02.0/vga.vram`): where a `=` is followed by `/` or `./`, a
+        name stands before it; otherwise what begins with `/` or `./` is a path, even with a `=` in it.
 
         Raises ValueError.
         """
-        name, equals, path = text.partition("=")
-        if not equals or "/" in name:
+        match = re.fullmatch(r"(.*?)=(\.{0,2}/.*)", text, re.DOTALL)
+        if match is not None:
+            name, path = match[1], match[2]
+        elif "=" in text and not text.startswith(("/", "./", "../")):
+            name, _, path = text.partition("=")
+        else:
             name, path = DEFAULT_BLOCK_NAME, text
         if not name:
             raise ValueError(f"{text!r}: the block name before '=' is empty")

@@ -75,10 +75,10 @@ class ControlChannel(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    async def closed(self, timeout: float) -> None:
-        """Wait until the transport is gone, at most `timeout` seconds; then it is cut."""
+    async def closed(self, seconds: float) -> None:
+        """Wait until the transport is gone, at most that many seconds; then it is cut."""
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 await self._gone.wait()
         except TimeoutError:
             if self._transport is not None:
@@ -107,7 +107,8 @@ class ControlChannel(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._writable.set()
         self._gone.set()
-        self._lose(str(error) if error else "the peer closed the connection")
+        reason = error.strerror if isinstance(error, OSError) else None
+        self._lose(reason or (str(error) if error else "the peer closed the connection"))
 
     def pause_writing(self) -> None:
         self._writable.clear()

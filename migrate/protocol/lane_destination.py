@@ -170,6 +170,7 @@ class DestinationLane:
     def _apply(self, header: BatchHeader, plain: bytes | memoryview) -> AppliedBatch:
         result: ApplyResult | None = None
         if header.kind is Kind.RECORDS:
+            self._image.check_unchanged()  # a write would silently make a truncated file longer again
             result = kernel.apply(
                 self._image.kernel_ram,
                 self._keys,

@@ -195,11 +195,9 @@ class SourceMachine:
     def _expected_message(self, now: float, message: Message) -> None:
         if self.state is SourceState.ENDING:
             return
-        if isinstance(message, NUMBERED) and message.number < self.pause.number:
+        if isinstance(message, NUMBERED) and self.pause.is_late(message.number):
             return
         if self.state not in EXPECTED.get(type(message), frozenset()):
-            if isinstance(message, NUMBERED) and self.state is SourceState.RESUMING:
-                return
             raise ProtocolError(f"the destination sent {message.TYPE} while the source is {self.state.value}")
         match message:
             case m.Ack():
@@ -510,7 +508,7 @@ class SourceMachine:
 
     def completed(self, now: float, error: MigrateError | None) -> None:
         """The guest is the destination's; `error` tells of a trouble that does not change that."""
-        self.outcome = "completed" if error is None else "failed"
+        self.outcome = "completed"
         self._error = error
         self._finish(now)
 

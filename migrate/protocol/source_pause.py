@@ -19,7 +19,7 @@ from migrate.kernel.results import STAGE_LAST
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.schema import Message
-from migrate.protocol.source_states import SourceState
+from migrate.protocol.source_states import PAUSED, SourceState
 from migrate.ram.bitmap import DirtyBitmap
 
 if TYPE_CHECKING:
@@ -69,6 +69,10 @@ class PauseSequence:
         if self._deadline is not None and now > self._deadline:
             seconds = now - (self._machine.stats.pause_requested or now)
             self.abandon(now, NetworkError(f"the pause took {seconds:.1f} s, which is too long"))
+
+    def is_late(self, number: int) -> bool:
+        """Whether an answer to the pause of that number comes after the pause was given up."""
+        return number < self.number or (number == self.number and self._machine.state not in PAUSED)
 
     # --- the steps --------------------------------------------------------------------------------
 

@@ -126,7 +126,7 @@ def test_each_option_of_the_destination_sets_its_field(options: list[str], field
         ([*SOURCE, "--source-after", "kill"], ["--source-after", "--guest-pid"]),
         ([*SOURCE, "--verify", "x"], ["--verify", "stream"]),
         ([*SOURCE, "--compression", "x"], ["--compression", "zlib"]),
-        ([*SOURCE, "--json", "--lanes", "2"], ["--lanes"]),
+        ([*SOURCE, "--json", "--lanes", "17"], ["--lanes"]),
         ([*SOURCE, "--downtime", "5"], ["--downtime 5"]),  # no abbreviations
     ],
 )

@@ -1,0 +1,259 @@
+"""What fails, where the guest runs afterwards, and what the programs say: real processes, real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+import pytest
+
+from bench.lab import Event, Lab, Program
+
+
+def port_of(destination: Program) -> int:
+    """Where it listens."""
+    port = destination.wait_event("listening")["port"]
+    assert isinstance(port, int)
+    return port
+
+
+def assert_failed(lab: Lab, source: Program, guest: Program, exit_code: int, *words: str) -> Event:
+    """The source ended with that code and those words, and its guest runs."""
+    assert source.wait() == exit_code, source.story()
+    error = source.wait_event("error")
+    said = " ".join(str(error[key]) for key in ("message", "hint", "guest"))
+    for word in words:
+        assert word in said, source.story()
+    assert not lab.is_stopped(guest)
+    return error
+
+
+def slow(*more: str) -> list[str]:
+    """Options that make precopy of 16 MiB last some seconds."""
+    return ["--max-bandwidth=4M", *more]
+
+
+def test_nobody_listens(lab: Lab) -> None:
+    guest = lab.start_guest()
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        source = lab.start_source(unused.getsockname()[1], guest)
+        assert_failed(lab, source, guest, 4, "Connection refused", "migrate-dst", "runs at the source")
+
+
+def test_other_block_names_are_refused_before_anything_is_touched(lab: Lab) -> None:
+    guest = lab.start_guest()
+    destination = lab.start_destination("--once", f"--ram=vga={lab.destination_ram['pc.ram']}x")
+    source = lab.start_source(port_of(destination), guest)
+    assert_failed(lab, source, guest, 3, "vga", "--ram")
+    assert not lab.destination_ram["pc.ram"].exists()
+
+
+def test_a_file_of_another_size_is_not_overwritten(lab: Lab) -> None:
+    guest = lab.start_guest()
+    lab.destination_ram["pc.ram"].write_bytes(b"precious" * 512)
+    destination = lab.start_destination("--once")
+    source = lab.start_source(port_of(destination), guest)
+    assert_failed(lab, source, guest, 3, "4096", "16777216")
+    assert lab.destination_ram["pc.ram"].read_bytes() == b"precious" * 512
+
+
+def test_ram_in_use_by_another_migration(lab: Lab) -> None:
+    guest = lab.start_guest()
+    destination = lab.start_destination("--once")
+    first = lab.start_source(port_of(destination), guest, *slow())
+    first.wait_event("status", lambda event: event["new"] == "active")
+    second = lab.start_source(port_of(destination), guest)
+    assert_failed(lab, second, guest, 9, "migration")
+    first.signal(signal.SIGTERM)
+    assert first.wait() == 130
+
+
+def test_prepare_hook_fails(lab: Lab) -> None:
+    guest = lab.start_guest("--rate=100")
+    destination = lab.start_destination("--once", "--on-prepare=echo no vCPU left >&2; exit 7")
+    source = lab.start_source(port_of(destination), guest)
+    assert_failed(lab, source, guest, 6, "status 7", "no vCPU left", "runs at the source")
+    assert destination.wait() == 6, destination.story()
+    ram = lab.destination_ram["pc.ram"]
+    assert ram.with_name(ram.name + ".migrating").exists()
+    refused = lab.run("migrate-guest", "--resume", f"--ram={ram}")
+    assert refused.wait() != 0
+    assert "migrating" in refused.story()
+
+
+def test_commit_hook_fails(lab: Lab) -> None:
+    guest = lab.start_guest("--rate=100")
+    destination = lab.start_destination("--once", "--on-commit=exit 9", resume=False)
+    source = lab.start_source(port_of(destination), guest)
+    assert source.wait() == 10, source.story()
+    error = source.wait_event("error")
+    assert f"kill -CONT {guest.pid}" in error["hint"]
+    assert "stopped at the source" in error["guest"]
+    assert lab.is_stopped(guest), "nobody knows whether the guest runs at the destination"
+    assert destination.wait() == 6, destination.story()
+
+
+def test_destination_dies_while_it_starts_the_guest(lab: Lab) -> None:
+    guest = lab.start_guest("--rate=100")
+    destination = lab.start_destination("--once", "--on-commit=kill -9 $PPID", resume=False)
+    source = lab.start_source(port_of(destination), guest)
+    assert source.wait() == 10, source.story()
+    assert lab.is_stopped(guest)
+    assert destination.wait() == -9
+
+
+def test_destination_dies_while_it_prepares(lab: Lab) -> None:
+    guest = lab.start_guest("--rate=100")
+    destination = lab.start_destination("--once", "--on-prepare=kill -9 $PPID")
+    source = lab.start_source(port_of(destination), guest, "--reconnect-timeout=1")
+    assert_failed(lab, source, guest, 4, "did not come back", "runs at the source")
+
+
+def test_destination_dies_in_precopy(lab: Lab) -> None:
+    guest = lab.start_guest()
+    destination = lab.start_destination("--once")
+    source = lab.start_source(port_of(destination), guest, *slow("--reconnect-timeout=1"))
+    source.wait_event("status", lambda event: event["new"] == "active")
+    destination.kill()
+    assert_failed(lab, source, guest, 4, "did not come back")
+
+
+def test_destination_started_anew_does_not_know_the_migration(lab: Lab) -> None:
+    guest = lab.start_guest()
+    destination = lab.start_destination("--once")
+    port = port_of(destination)
+    source = lab.start_source(port, guest, *slow())
+    source.wait_event("status", lambda event: event["new"] == "active")
+    destination.kill()
+    lab.start_destination("--once", listen=f"127.0.0.1:{port}")
+    assert_failed(lab, source, guest, 3, "no such migration")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_cancels_precopy(lab: Lab, number: signal.Signals) -> None:
+    guest = lab.start_guest()
+    destination = lab.start_destination("--once")
+    source = lab.start_source(port_of(destination), guest, *slow())
+    source.wait_event("status", lambda event: event["new"] == "active")
+    source.signal(number)
+    assert_failed(lab, source, guest, 130, "cancel")
+    assert destination.wait() == 130, destination.story()
+    assert source.summary["outcome"] == destination.summary["outcome"] == "cancelled"
+
+
+def test_a_signal_cancels_the_pause_and_the_guest_runs_again(lab: Lab) -> None:
+    guest = lab.start_guest("--rate=100")
+    destination = lab.start_destination("--once", "--on-prepare=sleep 30")
+    source = lab.start_source(port_of(destination), guest)
+    source.wait_event("paused")
+    destination.wait_event("status", lambda event: event["new"] == "device")
+    assert lab.is_stopped(guest)
+    source.signal(signal.SIGINT)
+    assert_failed(lab, source, guest, 130, "runs at the source")
+    assert destination.wait() == 130
+
+
+def test_the_destination_cancels(lab: Lab) -> None:
+    guest = lab.start_guest()
+    destination = lab.start_destination("--once")
+    source = lab.start_source(port_of(destination), guest, *slow())
+    source.wait_event("status", lambda event: event["new"] == "active")
+    destination.signal(signal.SIGTERM)
+    assert_failed(lab, source, guest, 130, "the destination cancelled")
+
+
+def test_an_idle_destination_ends_at_once(lab: Lab) -> None:
+    destination = lab.start_destination()
+    destination.signal(signal.SIGTERM)
+    assert destination.wait() == 130, destination.story()
+
+
+def test_the_guest_dies(lab: Lab) -> None:
+    guest = lab.start_guest()
+    destination = lab.start_destination("--once")
+    source = lab.start_source(port_of(destination), guest, *slow())
+    source.wait_event("status", lambda event: event["new"] == "active")
+    guest.kill()
+    assert source.wait() == 6, source.story()
+    assert "died" in source.wait_event("error")["message"]
+    assert destination.wait() != 0
+
+
+def test_source_ram_is_truncated(lab: Lab) -> None:
+    guest = lab.start_guest("--workload=idle")
+    destination = lab.start_destination("--once")
+    source = lab.start_source(port_of(destination), guest, *slow())
+    source.wait_event("status", lambda event: event["new"] == "active")
+    os.truncate(lab.source_ram["pc.ram"], 8 << 20)
+    assert source.wait() == 9, source.story()
+    assert "the file ended" in source.wait_event("error")["message"]
+
+
+def test_destination_ram_is_truncated(lab: Lab) -> None:
+    guest = lab.start_guest()
+    destination = lab.start_destination("--once")
+    source = lab.start_source(port_of(destination), guest, *slow())
+    source.wait_event("status", lambda event: event["new"] == "active")
+    os.truncate(lab.destination_ram["pc.ram"], 1 << 20)
+    error = assert_failed(lab, source, guest, 9, "destination-pc.ram")
+    assert error["side"] == "destination"
+
+
+def test_thrash_does_not_converge_and_says_why(lab: Lab) -> None:
+    guest = lab.start_guest("--workload=thrash")
+    destination = lab.start_destination("--once")
+    source = lab.start_source(
+        port_of(destination), guest, "--max-rounds=2", "--downtime-limit=1", "--max-bandwidth=20M"
+    )
+    assert_failed(lab, source, guest, 7, "dirty rate", "--")
+
+
+def test_timeout_cancels_in_the_middle_of_a_round(lab: Lab) -> None:
+    guest = lab.start_guest("--workload=thrash")
+    destination = lab.start_destination("--once")
+    source = lab.start_source(port_of(destination), guest, *slow("--timeout=1"))
+    assert_failed(lab, source, guest, 7, "--timeout 1 s")
+
+
+def test_a_destination_that_stops_reading(lab: Lab) -> None:
+    guest = lab.start_guest()
+    destination = lab.start_destination("--once")
+    source = lab.start_source(
+        port_of(destination), guest, *slow("--keepalive-timeout=1", "--reconnect-timeout=1")
+    )
+    source.wait_event("status", lambda event: event["new"] == "active")
+    destination.signal(signal.SIGSTOP)
+    assert_failed(lab, source, guest, 4, "silent")
+
+
+def test_a_peer_that_says_nothing(lab: Lab) -> None:
+    guest = lab.start_guest()
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        source = lab.start_source(silent.getsockname()[1], guest, "--keepalive-timeout=1")
+        assert_failed(lab, source, guest, 4, "no answer")
+
+
+def test_strangers_do_not_disturb_the_destination(lab: Lab) -> None:
+    destination = lab.start_destination("--once", "--keepalive-timeout=2")
+    port = port_of(destination)
+    first_bytes = [
+        b"QEVM\x00\x00\x00\x03",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01",
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"MIGRATE\x01" + b"\xff" * 64,
+    ]
+    strangers = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+    for number, stranger in enumerate(strangers[:32]):
+        stranger.sendall(first_bytes[number % len(first_bytes)])
+    destination.wait_event("warning", lambda event: "QEMU" in event["message"])
+    destination.wait_event("warning", lambda event: "TLS" in event["message"])
+    for stranger in strangers:
+        stranger.close()
+    guest = lab.start_guest("--rate=100")
+    source = lab.start_source(port, guest)
+    assert source.wait() == 0, source.story() + destination.story()
+    lab.end_arrived_guest()
