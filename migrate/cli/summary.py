@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from migrate.cli.wording import Fields, describe, percent, plural, printable
+from migrate.cli.wording import Fields, describe, guest_text, percent, plural, printable
 from migrate.units import format_count, format_duration, format_rate, format_size
 
 if TYPE_CHECKING:  # it loads the kernel, which --help can do without
@@ -34,9 +34,10 @@ def summary_rows(stats: MigrationStats, now: float, fields: Fields) -> list[tupl
     """
     rows = []
     if guest := fields.get("guest"):
-        rows.append(("guest", printable(guest)))
+        rows.append(("guest", guest_text(guest)))
     total, setup = stats.total_seconds(now), stats.setup_seconds(now)
-    rows.append(("total time", f"{format_duration(total)}, setup {format_duration(setup)} of it"))
+    of_it = f", setup {format_duration(setup)} of it" if setup >= 0.0005 else ""
+    rows.append(("total time", f"{format_duration(total)}{of_it}"))
     rows += _downtime_rows(stats, now)
     if stats.rounds:
         rows.append(("rounds", str(len(stats.rounds))))
@@ -101,9 +102,9 @@ def _cache(stats: MigrationStats) -> str:
     text = format_size(stats.cache_size)
     if stats.side != "source":
         return text
-    hits = f"hits {format_count(pages.cache_hit)}"
-    if pages.hit_rate is not None:
-        hits += f" ({percent(pages.hit_rate)})"
+    if pages.hit_rate is None:
+        return f"{text}, not used yet"
+    hits = f"hits {format_count(pages.cache_hit)} ({percent(pages.hit_rate)})"
     rate = pages.encoding_rate(stats.page_size)
     encoding = f", encoding rate {rate:.3g}" if rate else ""
     return (

@@ -221,6 +221,11 @@ TROUBLE = frozenset({"warning", "lane-reset", "reconnecting", "resumed", "cancel
 """Events that a person should notice."""
 
 
+def guest_text(clause: object) -> str:
+    """Where the guest runs, after the label `guest`: "the guest runs here" says the word twice."""
+    return printable(clause).removeprefix("the guest ")
+
+
 def _printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.strip().splitlines())
 
@@ -261,7 +266,7 @@ def error_lines(program: str, error: MigrateError) -> list[tuple[str, str]]:
     if error.side:
         lines.append((f"{'failed' if verdict == 'error' else verdict} at", f"the {printable(error.side)}"))
     if error.guest:
-        lines.append(("guest", printable(error.guest)))
+        lines.append(("guest", guest_text(error.guest)))
     if error.hint:
         lines.append(("next", _printable_lines(error.hint)))
     lines.append(("exit code", f"{error.exit_code} ({exit_code_name(error.exit_code)})"))

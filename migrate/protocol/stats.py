@@ -72,7 +72,7 @@ class MigrationStats:
     _parts: dict[str, float] = field(default_factory=dict)
     _samples: deque[tuple[float, int, int]] = field(default_factory=deque)
 
-    # --- what happens ------------------------------------------------------------------------------------
+    # --- what happens -----------------------------------------------------------------------------
 
     def start(self, now: float) -> None:
         """The migration begins (QEMU's `setup`): `total-time` and `setup-time` count from here."""
@@ -189,7 +189,7 @@ class MigrationStats:
         while len(self._samples) > 2 and self._samples[1][0] <= now - _WINDOW_SECONDS:
             self._samples.popleft()
 
-    # --- what follows from it ----------------------------------------------------------------------------
+    # --- what follows from it ---------------------------------------------------------------------
 
     @property
     def current_round(self) -> RoundStats | None:

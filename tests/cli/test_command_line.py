@@ -38,7 +38,7 @@ def test_the_option_names_are_the_contract() -> None:
         "--to", "--xbzrle-cache-size", "--xbzrle-cache-rule", "--guest-pid", "--pause-cmd", "--resume-cmd",
         "--state-cmd", "--dirty-tracker", "--downtime-limit", "--max-bandwidth", "--switchover-bandwidth",
         "--max-rounds", "--timeout", "--timeout-action", "--source-after", "--verify", "--check",
-        "--compression",
+        "--compression", "--lanes",
     }  # fmt: skip
     assert options(dst.build_parser()) == both | {
         "--listen", "--xbzrle-cache-limit", "--on-prepare", "--on-commit", "--once",
@@ -70,6 +70,7 @@ def test_the_defaults_of_the_command_line_are_those_of_the_configuration() -> No
         (["--guest-pid", "77", "--source-after", "kill"], "source_after", "kill"),
         (["--verify", "full"], "verify", "full"),
         (["--compression", "zlib"], "compression", "zlib"),
+        (["--lanes", "16"], "lanes", 16),
         (["--check"], "check", True),
         (["--json"], "json", True),
         (["--keepalive-timeout", "3"], "keepalive_timeout", 3.0),
@@ -126,7 +127,8 @@ def test_each_option_of_the_destination_sets_its_field(options: list[str], field
         ([*SOURCE, "--source-after", "kill"], ["--source-after", "--guest-pid"]),
         ([*SOURCE, "--verify", "x"], ["--verify", "stream"]),
         ([*SOURCE, "--compression", "x"], ["--compression", "zlib"]),
-        ([*SOURCE, "--json", "--lanes", "17"], ["--lanes"]),
+        ([*SOURCE, "--json", "--lanes", "17"], ["--lanes", "16"]),
+        ([*SOURCE, "--json", "--cpus", "2"], ["--cpus"]),
         ([*SOURCE, "--downtime", "5"], ["--downtime 5"]),  # no abbreviations
     ],
 )

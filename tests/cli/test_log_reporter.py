@@ -65,8 +65,11 @@ def test_a_migration_in_lines() -> None:
 def test_a_failed_migration_does_not_claim_to_be_verified() -> None:
     stats = source_stats()
     stats.status = "failed"
-    lines, _ = told(lambda reporter: reporter.summary(stats, 1.0, "failed", guest="runs at the source"))
+    lines, _ = told(
+        lambda reporter: reporter.summary(stats, 1.0, "failed", guest="the guest runs at the source")
+    )
     assert lines[:2] == ["migration failed", "  guest: runs at the source"]
+    assert "  XBZRLE cache: 64 MiB, not used yet" in lines
     assert not any("verified" in line for line in lines)
 
 
@@ -135,7 +138,7 @@ def test_the_pre_flight_as_a_table() -> None:
             GuestError(
                 "process 77 did not stop:\nthread 78 in state D",
                 side="source",
-                guest="runs at the source",
+                guest="the guest runs at the source",
                 hint="see what thread 78 waits for, then repeat",
             ),
             "migrate-src: error: process 77 did not stop:\n    thread 78 in state D\n"

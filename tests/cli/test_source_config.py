@@ -60,6 +60,8 @@ def test_what_is_no_address_is_refused(text: str, why: str) -> None:
         ("dimm0=a=b", "dimm0", "a=b"),
         ("/dev/shm/a=b", "pc.ram", "/dev/shm/a=b"),
         ("./a=b", "pc.ram", "a=b"),
+        ("0000:00:02.0/vga.vram=/dev/shm/vga", "0000:00:02.0/vga.vram", "/dev/shm/vga"),
+        ("a/b=../x", "a/b", "../x"),
     ],
 )
 def test_a_ram_block_is_a_path_or_a_named_path(text: str, name: str, path: str) -> None:
@@ -138,7 +140,8 @@ def test_sources_that_can_work(fields: dict[str, Any]) -> None:
         ({"reconnect_timeout": -1.0}, ["--reconnect-timeout"]),
         ({"page_size": 4095}, ["page size"]),
         ({"page_size": 512}, ["page size"]),
-        ({"lanes": 0}, ["lanes"]),
+        ({"lanes": 0}, ["--lanes", "16"]),
+        ({"lanes": 17}, ["--lanes", "16"]),
     ],
 )
 def test_sources_that_cannot_work_name_their_options(fields: dict[str, Any], options: list[str]) -> None:
