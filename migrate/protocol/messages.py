@@ -7,7 +7,6 @@ source                                        destination
 hello ─────────────────────────────────────→
                             ←──────────────── accept | reject
 (lane) lane-open ──────────────────────────→
-                            ←──────────────── lane-ready
 (lane) batches ════════════════════════════→
                             ←──────────────── ack, per batch, once it is in RAM
 lane-broken ───────────────────────────────→  either side found a lane unusable;
@@ -150,15 +149,6 @@ class LaneOpen(Message):
     lane: U16
     epoch: U32
     secret: Secret
-
-
-@message("lane-ready")
-@dataclass(frozen=True)
-class LaneReady(Message):
-    """The destination reads this epoch of the lane now; its cache is empty."""
-
-    lane: U16
-    epoch: U32
 
 
 @message("ack")

@@ -4,6 +4,7 @@ A message is a frozen dataclass registered with `@message("type")`. On the wire 
 `[type, field, field, …]` in the order of the fields. Field types: `int` with a `Range`, `bool`, `str` and
 `bytes` with a `Range` of their length, `list[...]` of these or of other such dataclasses, with a `Range` of
 the count. Anything else than exactly the declared form is a ProtocolError: a peer's bytes are hostile.
+`Text` is for people: what is too long, or no UTF-8, is cut or replaced where it is encoded.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import msgpack  # type: ignore[import-untyped]
 from migrate.errors import ProtocolError
 
 MAX_MESSAGE_BYTES = 1 << 20
+MAX_LIST_ITEMS = 64
+MAX_LISTS = 128
+"""Of one message, nested ones included: a megabyte of empty lists would take a hundred of memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,8 @@ U64 = Annotated[int, Range(0, 2**63 - 1)]
 Id16 = Annotated[bytes, Range(16, 16)]
 Secret = Annotated[bytes, Range(32, 32)]
 Name = Annotated[str, Range(1, 255)]
-Text = Annotated[str, Range(0, 4096)]
+MAX_TEXT_BYTES = 4096
+Text = Annotated[str, Range(0, MAX_TEXT_BYTES)]
 
 
 class Message:
@@ -85,10 +90,22 @@ def decode(data: bytes) -> Message:
     """
     if len(data) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"a control message of {len(data)} bytes is beyond {MAX_MESSAGE_BYTES}")
+    lists = 0
+
+    def count(items: list[Any]) -> list[Any]:
+        nonlocal lists
+        lists += 1
+        if lists > MAX_LISTS:
+            raise ValueError(f"more than {MAX_LISTS} lists")
+        return items
+
     try:
-        parts = msgpack.unpackb(data, raw=False, strict_map_key=True, use_list=True, max_ext_len=0)
+        parts = msgpack.unpackb(
+            data, raw=False, list_hook=count, max_array_len=MAX_LIST_ITEMS, max_map_len=0, max_ext_len=0
+        )
     except Exception as error:  # msgpack raises half a dozen unrelated classes for bad input
-        raise ProtocolError(f"a control message is not valid msgpack: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise ProtocolError(f"a control message is not valid msgpack: {reason}") from error
     if not isinstance(parts, list) or not parts or not isinstance(parts[0], str):
         raise ProtocolError("a control message is not a list that begins with its type")
     cls = _BY_TYPE.get(parts[0])
@@ -100,14 +117,17 @@ def decode(data: bytes) -> Message:
 
 
 def _fields_out(value: Any) -> list[Any]:
-    return [_out(getattr(value, field.name)) for field in dataclasses.fields(value)]
+    cls: Any = type(value)
+    return [_out(hint, getattr(value, name)) for name, hint in _hints(cls)]
 
 
-def _out(value: Any) -> Any:
+def _out(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return _fields_out(value)
-    if isinstance(value, list | tuple):
-        return [_out(item) for item in value]
+    if isinstance(value, list):
+        return [_out(None, item) for item in value]
+    if hint == Text:
+        return value.encode(errors="replace")[:MAX_TEXT_BYTES].decode(errors="ignore")
     return value
 
 
