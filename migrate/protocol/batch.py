@@ -105,6 +105,8 @@ class BatchHeader:
             ProtocolError: wrong magic or CRC, unknown kind, stage or codec, lengths beyond the limits.
         """
         raw = bytes(data)
+        if len(raw) != HEADER_BYTES:
+            raise ProtocolError(f"a batch header has {HEADER_BYTES} bytes, not {len(raw)}")
         if raw[:4] != MAGIC:
             raise ProtocolError("this is not a batch: wrong magic")
         if _CRC.unpack_from(raw, 60)[0] != kernel.crc32c(raw[:60]):

@@ -139,6 +139,7 @@ class DestinationLane:
             self._error = error
             raise
         self.sequence = header.sequence
+        self._round = header.round
         return applied
 
     def _usable(self, data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
@@ -163,7 +164,6 @@ class DestinationLane:
             raise ProtocolError("a final batch came while the guest runs")
         if header.kind is not Kind.RECORDS and header.records:
             raise ProtocolError("only a batch of records has records")
-        self._round = header.round
         self._header = header
         return header.wire_length
 

@@ -30,7 +30,7 @@ from migrate.protocol.batch import (
     encode_marker,
     pack_body,
 )
-from migrate.protocol.records import encode_block_list
+from migrate.protocol.records import MAX_NAME_BYTES, encode_block_list
 from migrate.ram.bitmap import DirtyBitmap
 from migrate.ram.image import RamImage
 
@@ -112,6 +112,14 @@ class SourceLane:
         self._unacknowledged: deque[_Unacknowledged] = deque()
         self._batch = bytearray(HEADER_BYTES + MAX_BODY_BYTES)
         self._sent = bytearray(8 * kernel.max_records(keys.page_size))
+        self._longest_record = 8 + 1 + MAX_NAME_BYTES + keys.page_size
+
+    @property
+    def remaining(self) -> int:
+        """Pages that wait to be sent, owed ones included."""
+        waiting = self._pending.copy()
+        waiting.union(self._owed)
+        return waiting.count()
 
     @property
     def window_full(self) -> bool:
@@ -140,9 +148,9 @@ class SourceLane:
             self.state = LaneState.SENDING
 
     def next_batch(self, limit: int = MAX_BODY_BYTES) -> tuple[memoryview, SentBatch] | None:
-        """The next batch of at most about `limit` body bytes, header included; None when the round is out.
+        """The next batch of at most `limit` body bytes, or one page; None when the round is out.
 
-        The view is valid until the next call. Raises RamError when RAM cannot be read.
+        The view has the header too and is valid until the next call. Raises RamError when RAM cannot be read.
         """
         if self.window_full:
             raise ValueError("the window is full: wait for an acknowledgement")
@@ -154,7 +162,7 @@ class SourceLane:
             return self._without_pages(Kind.RESET, body)
         if self.state is not LaneState.SENDING:
             return None
-        fill = self._fill(limit)
+        fill = self._fill(max(limit, self._longest_record))
         if fill.records:
             return self._with_pages(fill)
         last = self._stage == STAGE_LAST
