@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 
 
-def data_extents(fd: int, pages: int, page_size: int, *, join_pages: int = 0) -> Iterator[tuple[int, int]]:
+def data_extents(fd: int, pages: int, page_size: int, *, grain_pages: int = 0) -> Iterator[tuple[int, int]]:
     """Yield (first page, count) of each stretch with data, ascending, disjoint, rounded to whole pages.
 
     The file may change meanwhile: what was data (or a hole) when it was looked at is reported as that.
@@ -21,14 +21,14 @@ def data_extents(fd: int, pages: int, page_size: int, *, join_pages: int = 0) ->
         fd: open for reading.
         pages: length of the block; what the file has beyond it is left out.
         page_size: bytes of a page.
-        join_pages: holes of at most that many pages are reported as data; for callers to whom a page read
-            costs less than a stretch more.
+        grain_pages: every stretch is made at least that long, so that holes in it count as data. For callers
+            to whom reading a few pages costs less than finding their holes, 1-2 us a stretch.
 
     Raises:
         OSError: the file cannot be sought, or was truncated between two looks.
     """
     end = pages * page_size
-    first = last = offset = 0  # first…last: the stretch not yet reported
+    first = last = offset = 0  # pages first…last: the stretch not yet reported
     while offset < end:
         try:
             data = os.lseek(fd, offset, os.SEEK_DATA)
@@ -38,10 +38,14 @@ def data_extents(fd: int, pages: int, page_size: int, *, join_pages: int = 0) ->
             break  # nothing but a hole up to the end
         if data >= end:
             break
-        # A hole punched since makes both equal: count the page as data, so that every turn gets further.
-        hole = max(min(os.lseek(fd, data, os.SEEK_HOLE), end), data + 1)
-        start, stop = data // page_size, -(-hole // page_size)
-        if start - last > join_pages:
+        start = data // page_size
+        if start + max(grain_pages, 1) >= pages:
+            stop = pages
+        else:
+            search = max(data, (start + grain_pages) * page_size)
+            # A hole punched since may be here: at least one page all the same, so each turn gets further.
+            stop = max(min(-(-os.lseek(fd, search, os.SEEK_HOLE) // page_size), pages), start + 1)
+        if start > last:
             if last > first:
                 yield first, last - first
             first = start

@@ -168,12 +168,12 @@ class RamImage:
         """Path of each block's file, by name, in the order of the blocks; empty when closed."""
         return {file.spec.name: file.spec.path for file in self._files}
 
-    def data_extents(self, block: BlockPlace, *, join_pages: int = 0) -> Iterator[tuple[int, int]]:
+    def data_extents(self, block: BlockPlace, *, grain_pages: int = 0) -> Iterator[tuple[int, int]]:
         """Yield (first page in page space, count) of each stretch of the block that is no hole, ascending.
 
         Args:
             block: one of `layout.blocks`.
-            join_pages: see `migrate.ram.extents.data_extents`.
+            grain_pages: see `migrate.ram.extents.data_extents`.
 
         Raises:
             RamError: the file was truncated, or cannot be searched.
@@ -183,10 +183,11 @@ class RamImage:
             if file.length < block.length:
                 file.check_unchanged(block.length)
             for first, count in data_extents(
-                file.fd, block.pages, self.layout.page_size, join_pages=join_pages
+                file.fd, block.pages, self.layout.page_size, grain_pages=grain_pages
             ):
                 yield block.first_page + first, count
         except OSError as error:
+            file.check_unchanged(block.length)  # if it was truncated, that says so
             raise RamError(
                 f"the holes of {file.spec.path} cannot be found: {error.strerror}", side=file.side
             ) from error

@@ -93,6 +93,12 @@ def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
 
 
+def pending_signals(pid: int) -> int:
+    """Signals sent to the process as a whole that it has not taken yet, as a mask."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("ShdPnd:\t")[2].partition("\n")[0], 16)
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 30
     while not condition():
@@ -150,6 +156,7 @@ class TestProcessGuest:
             assert await guest.still_paused()
             await guest.resume()
         assert state_of(writer.pid) == "T"
+        assert pending_signals(writer.pid) == 0
 
     async def test_a_second_pause_forgets_nothing(self, start: Start, ram: Path) -> None:
         writer = start(WRITER, ram)

@@ -28,8 +28,8 @@ def make(path: Path, pages: int, data: set[int]) -> int:
     return fd
 
 
-def extents_of(fd: int, pages: int, page_size: int = PAGE, join_pages: int = 0) -> list[tuple[int, int]]:
-    return list(data_extents(fd, pages, page_size, join_pages=join_pages))
+def extents_of(fd: int, pages: int, page_size: int = PAGE, grain_pages: int = 0) -> list[tuple[int, int]]:
+    return list(data_extents(fd, pages, page_size, grain_pages=grain_pages))
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,12 @@ def test_extents_are_rounded_outward_and_joined_to_larger_pages(file: Path) -> N
 
 
 def test_short_holes_can_count_as_data(file: Path) -> None:
-    fd = make(file, 64, {2, 5, 10, 40})
+    fd = make(file, 64, {2, 5, 10, 11, 12, 40, 62})
     try:
-        assert extents_of(fd, 64, join_pages=2) == [(0, 6), (10, 1), (40, 1)]
-        assert extents_of(fd, 64, join_pages=4) == [(0, 11), (40, 1)]
+        assert extents_of(fd, 64, grain_pages=2) == [(2, 2), (5, 2), (10, 3), (40, 2), (62, 2)]
+        assert extents_of(fd, 64, grain_pages=4) == [(2, 4), (10, 4), (40, 4), (62, 2)]
+        assert extents_of(fd, 64, grain_pages=8) == [(2, 11), (40, 8), (62, 2)]
+        assert extents_of(fd, 64, grain_pages=100) == [(2, 62)]
     finally:
         os.close(fd)
 

@@ -19,13 +19,13 @@ def test_stop_says_nothing_while_the_guest_runs_and_everything_after(
 ) -> None:
     tracker = StopTracker()
     tracker.start(image, table)
-    for page in range(100, 110):
+    for page in range(100, 116):
         small_ram.fill(page, 1)
     bitmap = DirtyBitmap(200)
     assert tracker.collect(bitmap).dirty_pages == 0
     assert bitmap.count() == 0
     stats = tracker.collect(bitmap, stopped=True)
-    assert stats.dirty_pages == bitmap.count() == 10
+    assert stats.dirty_pages == bitmap.count() == 16
     assert bitmap.next() == 100
     tracker.close()
 
