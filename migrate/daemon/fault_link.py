@@ -107,7 +107,8 @@ class Link:
         piece = rest[: self._piece_end(len(rest)) - self._offset]
         for effect in tuple(self._effects.values()):
             effect.change(self._offset, piece)
-            await asyncio.sleep(effect.wait(time.monotonic(), len(piece)))
+            if seconds := effect.wait(time.monotonic(), len(piece)):
+                await asyncio.sleep(seconds)
         lag = self._lag()
         self._offset += len(piece)
         if lag or not self._late.is_empty:
@@ -136,12 +137,14 @@ class Link:
     async def _drain(self) -> None:
         """Wait until the receiver's kernel has everything, as an RST throws away what is still ours.
 
-        A receiver that does not read is not waited for longer than DRAIN_SECONDS.
+        A receiver that takes nothing for DRAIN_SECONDS is not waited for any longer.
         """
         assert self._sink is not None
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while time.monotonic() < deadline:
-            if not struct.unpack("i", fcntl.ioctl(self._sink, termios.TIOCOUTQ, bytes(4)))[0]:
+        before, deadline = -1, 0.0
+        while unsent := struct.unpack("i", fcntl.ioctl(self._sink, termios.TIOCOUTQ, bytes(4)))[0]:
+            if unsent != before:
+                before, deadline = unsent, time.monotonic() + DRAIN_SECONDS
+            elif time.monotonic() > deadline:
                 return
             await asyncio.sleep(DRAIN_STEP)
 

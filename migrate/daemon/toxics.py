@@ -236,7 +236,7 @@ class _Flips(Effect):
 
     def __init__(self, toxic: Corrupt, rng: random.Random, start: int) -> None:
         self._rng, self._bit, self._probability = rng, toxic.bit, toxic.probability
-        self._named = {offset: self._mask() for offset in sorted(toxic.offsets) if offset >= start}
+        self._named = {offset: self._mask() for offset in sorted(toxic.offsets)}
         self._next: float = start - 1
         self._next_mask = 0
         self._draw()

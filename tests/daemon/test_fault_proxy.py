@@ -221,6 +221,28 @@ async def test_reset_peer_hits_after_exactly_that_byte(net: Net, rng: random.Ran
     assert await arrives(*untouched, data) == (data, "eof")
 
 
+async def test_a_reset_does_not_wait_for_who_does_not_read(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("migrate.daemon.fault_link.DRAIN_SECONDS", 0.01)
+    net.proxy.add(ResetPeer(after=512 * 1024))
+    client, peer = await net.connect()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+    await send(client, bytes(512 * 1024))
+    await net.proxy.wait_for(lambda: net.proxy.connections[0].ended == "reset")
+    data, ending = await receive_all(peer)
+    assert ending == "reset"
+    assert len(data) < 512 * 1024
+
+
+async def test_a_reset_loses_nothing_of_what_came_before_it(net: Net, rng: random.Random) -> None:
+    net.proxy.add(ResetPeer(after=MIB))
+    client, peer = await net.connect()
+    peer.setsockopt(
+        socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024
+    )  # most of it is still with the proxy's kernel
+    data = rng.randbytes(2 * MIB)
+    assert await arrives(client, peer, data) == (data[:MIB], "reset")
+
+
 async def test_reset_peer_also_hits_an_idle_connection(net: Net) -> None:
     client, peer = await net.connect()
     await send(client, b"12345")
@@ -320,6 +342,24 @@ async def test_latency_is_at_least_what_was_asked_for(net: Net) -> None:
     assert time.monotonic() - begin >= 0.059
 
 
+def test_jitter_spreads_the_latency_both_ways() -> None:
+    effect = Latency(0.010, jitter=0.004).effect(random.Random(1), 0)
+    lags = sorted(effect.lag() for _ in range(1000))
+    assert 0.006 <= lags[0] < 0.0065
+    assert 0.0135 < lags[-1] <= 0.014
+    assert Latency(0.001, jitter=0.1).effect(random.Random(2), 0).lag() >= 0
+
+
+async def test_what_is_late_is_not_overtaken_when_the_latency_is_taken_off(net: Net) -> None:
+    toxic = net.proxy.add(Latency(0.05))
+    client, peer = await net.connect()
+    await send(client, b"late ")
+    await net.proxy.wait_for(lambda: net.proxy.connections[0].upstream.received == 5)
+    net.proxy.remove(toxic)
+    await send(client, b"early")
+    assert await receive(peer, 10) == b"late early"
+
+
 async def test_jitter_keeps_the_order(net: Net, rng: random.Random) -> None:
     net.proxy.add(Latency(0.002, jitter=0.002))
     net.proxy.add(Slicer(10_000, size_variation=9_000))
@@ -369,6 +409,7 @@ def test_slices_have_the_average_size_and_end_where_they_end() -> None:
     sizes = [after - before for before, after in itertools.pairwise(ends)]
     assert min(sizes) >= 600
     assert max(sizes) <= 1400
+    assert len(set(sizes)) > 100
     assert 980 <= sum(sizes) / len(sizes) <= 1020
 
 
@@ -441,6 +482,12 @@ def test_a_certain_fault_hits_every_byte() -> None:
     piece = bytearray(100)
     Corrupt(probability=1.0, bit=0).effect(random.Random(1), 10).change(10, memoryview(piece))
     assert piece == bytes([1]) * 100
+
+
+def test_random_faults_come_as_often_as_asked_for() -> None:
+    piece = bytearray(20_000)
+    Corrupt(probability=0.5, bit=0).effect(random.Random(1), 0).change(0, memoryview(piece))
+    assert 9_600 <= sum(piece) <= 10_400
 
 
 async def test_several_toxics_act_together(net: Net, rng: random.Random) -> None:
@@ -585,6 +632,14 @@ def predicate_of(calls: list[int]) -> Callable[[], bool]:
         return False
 
     return predicate
+
+
+async def test_one_may_wait_for_a_connection_to_come(net: Net) -> None:
+    waiting = asyncio.create_task(net.proxy.wait_for(lambda: net.proxy.connections[1]))
+    await net.connect()
+    assert not waiting.done()
+    await net.connect()
+    await waiting
 
 
 async def test_a_wait_that_is_given_up_is_forgotten(net: Net) -> None:
