@@ -68,16 +68,22 @@ class PageCache:
 
     Index entry 32 bytes a slot (page, age, flags, 128-bit term) beside page_size bytes of data; all of it
     within `budget`. Rule "default": `slots = budget // (page_size + 32)`, 8 ways; the number of sets is
-    slots // 8, made odd by taking one away (fewer than 8 slots: one set of that many ways);
-    set = page % sets; ways of a set are looked at in ascending order. Rule "qemu": direct-mapped, slots =
-    largest power of two that fits, slot = page % slots. Zero slots is allowed: a cache that never holds
-    anything.
+    the largest prime not above slots // 8, so that every stride uses all sets (8 to 15 slots: one set; fewer:
+    one set of that many ways); set = page % sets; ways of a set are looked at in ascending order. Rule
+    "qemu": direct-mapped, slots = largest power of two that fits, slot = page % slots. Zero slots is allowed:
+    a cache that never holds anything.
     `slots` is what is really there (default: sets * ways), `bytes_allocated` is slots * (page_size + 32).
 
     `put`, rule "default": a held page gets the new content and age = round, in every stage. A page not held
     is stored: stage BULK: only in an empty way, with age 0; ROUND: in the first empty way, else in place of
-    the entry with the smallest age (first of equals) if that age is 0 or age + 2 <= round; LAST: never. With
-    `zero=True` a page not held is never stored.
+    the entry with the smallest age (first of equals) if that age is 0 or age + lifetime <= round; LAST:
+    never. With `zero=True` a page not held is never stored.
+    The lifetime is 2 or 16 rounds, whichever loses fewer pages in this cache (set duelling, Qureshi and
+    others, ISCA 2007): long pays when a guest goes round in more memory than fits, short when it moves on.
+    Sets with set % 16 == 0 always use 2, those with set % 16 == 8 always 16. Each put that finds no empty way
+    there (stage ROUND, page not held, not zero) changes `bias`, 0 at first and after `clear`: by -1 in the
+    former, not below -1024, by +1 in the latter, not above 1024. All other sets use 16 while bias < 0, else
+    2. With 8 sets or fewer it is always 2.
     Rule "qemu" (qemu-ram-stream.md 3.6-3.8): stage BULK and LAST: nothing changes; ROUND: as its insert,
     zero pages too: a held page is replaced with age = round; else refused if the slot has an entry of another
     page with age + 2 > round.

@@ -4,11 +4,33 @@
 
 #include "internal.h"
 
-enum { WAYS = 8, LIFETIME_ROUNDS = 2 };
+enum {
+    WAYS = 8,
+    LIFETIME_ROUNDS = 2,
+    LONG_LIFETIME_ROUNDS = 16,
+    /* Every sixteenth set always uses the short lifetime, every sixteenth the long one; the others what loses less. */
+    DUEL_SETS = 16,
+    DUEL_SHORT = 0,
+    DUEL_LONG = 8,
+    BIAS_LIMIT = 1024,
+};
 
 static wide weight(const struct mk_entry *entry)
 {
     return widen(entry->term) * (2 * (wide)entry->age + 1);
+}
+
+/* A prime number of sets: only strides of a multiple of it use fewer. */
+static uint64_t largest_prime(uint64_t limit)
+{
+    for (uint64_t number = limit; number > 3; number--) {
+        uint64_t divisor = 2;
+        while (divisor <= number / divisor && number % divisor != 0)
+            divisor++;
+        if (divisor > number / divisor)
+            return number;
+    }
+    return limit < 3 ? limit : 3;
 }
 
 int mk_cache_init(struct mk_cache *cache, const struct mk_keys *keys, uint64_t budget, bool qemu_rule)
@@ -27,8 +49,7 @@ int mk_cache_init(struct mk_cache *cache, const struct mk_keys *keys, uint64_t b
         cache->sets = 1;
     } else {
         cache->ways = WAYS;
-        cache->sets = fit / WAYS;
-        cache->sets -= cache->sets % 2 == 0; /* odd: strides of a power of two use all sets */
+        cache->sets = largest_prime(fit / WAYS);
     }
     cache->slots = cache->sets * cache->ways;
     if (cache->slots > SIZE_MAX / 2 / keys->page_size)
@@ -68,6 +89,7 @@ void mk_cache_clear(struct mk_cache *cache)
     if (cache->slots)
         memset(cache->entries, 0, cache->slots * sizeof *cache->entries);
     cache->used = 0;
+    cache->bias = 0;
     cache->digest = (struct mk_u128){0, 0};
 }
 
@@ -89,10 +111,27 @@ int64_t mk_cache_find(const struct mk_cache *cache, uint64_t page)
     return MK_NO_SLOT;
 }
 
-/* Slot for a page that is not held, or MK_NO_SLOT if the rule refuses it. */
-static int64_t default_victim(const struct mk_cache *cache, uint64_t page, uint32_t round, enum mk_stage stage)
+/* How long an entry of a full set is safe from a page that is not held; the two kinds of duelling sets keep score. */
+static uint64_t lifetime_rounds(struct mk_cache *cache, uint64_t set)
 {
-    uint64_t first = page % cache->sets * cache->ways;
+    if (cache->sets <= DUEL_LONG)
+        return LIFETIME_ROUNDS;
+    if (set % DUEL_SETS == DUEL_SHORT) {
+        cache->bias -= cache->bias > -BIAS_LIMIT;
+        return LIFETIME_ROUNDS;
+    }
+    if (set % DUEL_SETS == DUEL_LONG) {
+        cache->bias += cache->bias < BIAS_LIMIT;
+        return LONG_LIFETIME_ROUNDS;
+    }
+    return cache->bias < 0 ? LONG_LIFETIME_ROUNDS : LIFETIME_ROUNDS;
+}
+
+/* Slot for a page that is not held, or MK_NO_SLOT if the rule refuses it. */
+static int64_t default_victim(struct mk_cache *cache, uint64_t page, uint32_t round, enum mk_stage stage)
+{
+    uint64_t set = page % cache->sets;
+    uint64_t first = set * cache->ways;
     uint64_t oldest = first;
     for (uint32_t way = 0; way < cache->ways; way++) {
         const struct mk_entry *entry = &cache->entries[first + way];
@@ -101,10 +140,11 @@ static int64_t default_victim(const struct mk_cache *cache, uint64_t page, uint3
         if (entry->age < cache->entries[oldest].age)
             oldest = first + way;
     }
+    if (stage == MK_BULK)
+        return MK_NO_SLOT;
     uint64_t age = cache->entries[oldest].age;
-    if (stage == MK_ROUND && (age == 0 || age + LIFETIME_ROUNDS <= round))
-        return (int64_t)oldest;
-    return MK_NO_SLOT;
+    uint64_t lifetime = lifetime_rounds(cache, set);
+    return age == 0 || age + lifetime <= round ? (int64_t)oldest : MK_NO_SLOT;
 }
 
 static int64_t qemu_victim(const struct mk_cache *cache, uint64_t page, uint32_t round)

@@ -170,6 +170,7 @@ struct mk_cache {
     const struct mk_keys *keys; /* outlives the cache */
     bool qemu_rule;
     uint32_t ways;
+    int32_t bias; /* below 0: sets that keep entries for long lose fewer pages */
     uint64_t sets, slots, used;
     struct mk_u128 digest;
     struct mk_entry *entries;

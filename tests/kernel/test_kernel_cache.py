@@ -22,13 +22,13 @@ def ages(cache: Any) -> list[tuple[int, int]]:
 @pytest.mark.parametrize(
     ("room", "default", "qemu"),
     [
-        (0, 0, 0), (1, 1, 1), (3, 3, 2), (7, 7, 4), (8, 8, 8), (15, 8, 8), (16, 8, 16), (24, 24, 16),
+        (0, 0, 0), (1, 1, 1), (3, 3, 2), (7, 7, 4), (8, 8, 8), (15, 8, 8), (16, 16, 16), (24, 24, 16),
         (31, 24, 16), (32, 24, 32), (33, 24, 32), (40, 40, 32), (63, 56, 32), (64, 56, 64),
-        (1000, 1000, 512), (1024, 1016, 1024),
+        (72, 56, 64), (1000, 904, 512), (1024, 1016, 1024), (2040, 2008, 1024),
     ],
 )  # fmt: skip
 def test_geometry(kernel: Any, room: int, default: int, qemu: int) -> None:
-    """An odd number of sets of 8; a power of two. Never above the budget."""
+    """A prime number of sets of 8; a power of two. Never above the budget."""
     for rule, slots in (("default", default), ("qemu", qemu)):
         for more in (0, PAGE_SIZE + SLOT_BYTES - 1):
             budget = room * (PAGE_SIZE + SLOT_BYTES) + more
@@ -152,13 +152,83 @@ def test_default_never_stores_zero_pages(kernel: Any, stage: int) -> None:
     assert cache.items() == [(2, 3, zero)]
 
 
-def test_default_set_is_page_modulo_an_odd_number(kernel: Any) -> None:
+def test_default_set_is_page_modulo_a_prime(kernel: Any) -> None:
     cache = make(kernel, 40, "default")  # five sets of eight
     for page in (4, 9, 0, 5, 13):
         assert cache.put(page, A, 1, ROUND)
     assert ages(cache) == [(0, 1), (5, 1), (13, 1), (4, 1), (9, 1)]
     for n in range(2, 10):
         assert cache.put(5 * n, A, 1, ROUND) is (n < 8)  # set 0 has eight ways
+
+
+def duelling(kernel: Any) -> Any:
+    """Eleven full sets, everything of age 1. Pages 1000·11 + set and up are not held."""
+    cache = make(kernel, 88, "default")
+    for page in range(88):
+        assert cache.put(page, A, 1, ROUND)
+    return cache
+
+
+def test_default_sets_that_duel(kernel: Any) -> None:
+    """Set 0 gives way after 2 rounds, set 8 after 16, the others as the one that lost fewer pages."""
+    cache = duelling(kernel)
+    assert not cache.put(11000 + 0, A, 2, ROUND)  # bias -1: refused or not, set 0 lost a page
+    assert not cache.put(11000 + 1, A, 3, ROUND)
+    assert not cache.put(11000 + 8, A, 16, ROUND)  # bias 0
+    assert cache.put(11000 + 1, A, 3, ROUND)
+    assert cache.put(12100 + 0, A, 3, ROUND)  # bias -1
+    assert not cache.put(11000 + 2, A, 16, ROUND)
+    assert cache.put(11000 + 2, A, 17, ROUND)
+    assert cache.put(11000 + 8, A, 17, ROUND)  # bias 0
+    assert cache.put(11000 + 3, A, 3, ROUND)
+
+
+def test_default_what_does_not_count_in_the_duel(kernel: Any) -> None:
+    cache = duelling(kernel)
+    for stage in (BULK, LAST):
+        assert not cache.put(11000, A, 9, stage)
+    assert not cache.put(11000, bytes(PAGE_SIZE), 9, ROUND, zero=True)
+    assert cache.put(11, B, 1, ROUND)  # held
+    assert cache.put(11000 + 1, A, 3, ROUND)  # the bias is still 0
+    cache = make(kernel, 88, "default")
+    for page in range(8):
+        assert cache.put(11 * page, A, 1, ROUND)  # an empty way
+    for page in range(8):
+        assert cache.put(11 * page + 1, A, 1, ROUND)
+    assert cache.put(11000 + 1, A, 3, ROUND)
+
+
+def test_default_the_score_has_limits_and_is_cleared(kernel: Any) -> None:
+    cache = duelling(kernel)
+    for number in range(1100):
+        cache.put(11000 + 11 * number, A, 2, ROUND)
+    for number in range(1023):
+        cache.put(11000 + 11 * number + 8, A, 2, ROUND)
+    assert not cache.put(11000 + 1, A, 3, ROUND)  # -1
+    assert not cache.put(99000 + 8, A, 2, ROUND)
+    assert cache.put(11000 + 1, A, 3, ROUND)  # 0
+
+    assert not cache.put(11000, A, 2, ROUND)  # -1
+    cache.clear()
+    for page in range(88):
+        assert cache.put(page, A, 1, ROUND)
+    assert cache.put(11000 + 1, A, 3, ROUND)
+
+    for number in range(1100):
+        cache.put(11000 + 11 * number + 8, A, 2, ROUND)
+    for number in range(1024):
+        cache.put(11000 + 11 * number, A, 2, ROUND)
+    assert cache.put(11000 + 2, A, 3, ROUND)  # 1024 - 1024
+    assert not cache.put(99000, A, 2, ROUND)
+    assert not cache.put(11000 + 3, A, 3, ROUND)
+
+
+def test_default_small_caches_do_not_duel(kernel: Any) -> None:
+    cache = make(kernel, 56, "default")
+    for page in range(56):
+        assert cache.put(page, A, 1, ROUND)
+    assert not cache.put(7000, A, 2, ROUND)
+    assert cache.put(7000 + 1, A, 3, ROUND)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 from kernel_support import (
@@ -224,6 +225,29 @@ CACHE_OPERATIONS = st.tuples(
     st.integers(0, 3),
     STAGES,
 )
+
+
+@pytest.mark.parametrize("slots", [90, 150])
+def test_cache_with_duelling_sets(rng: random.Random, slots: int) -> None:
+    """More pages than fit, for some rounds: the sets keep score, and both kernels the same one."""
+    caches = [
+        kernel.PageCache(kernel.Keys(SEED, 1024), slots * (1024 + SLOT_BYTES), "default")
+        for kernel in (native, reference)
+    ]
+    contents = [bytes([n]) * 1024 for n in range(3)]
+    share = 0.5
+    for round in range(1, 16):
+        share = rng.choice([share, 0.2, 0.9])
+        for page in range(slots * 3):
+            if rng.random() < share:
+                what = page, rng.choice(contents), round, rng.choice([BULK, ROUND, ROUND, ROUND, ROUND, LAST])
+                zero = rng.random() < 0.05
+                assert caches[0].put(*what, zero=zero) == caches[1].put(*what, zero=zero)
+        assert caches[0].digest == caches[1].digest
+        assert caches[0].items() == caches[1].items()
+        if round == 9:
+            for cache in caches:
+                cache.clear()
 
 
 @examples(120)

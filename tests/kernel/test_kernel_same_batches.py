@@ -188,9 +188,8 @@ def bodies(draw: st.DrawFn) -> bytes:
         }[flags]
         if flaw == "flags":
             flags = draw(st.sampled_from([HOOK, HOOK, 0x10, ZERO | PAGE, 0x200, 0]))
-        if flaw == "name":
-            name = draw(st.sampled_from([b"", b"b", b"bbb"]))
-        body += record(flags, offset, name if named and flaw != "no name" else None, payload)
+        said = draw(st.sampled_from([b"", b"b", b"bbb"])) if flaw == "name" else name
+        body += record(flags, offset, said if named and flaw != "no name" else None, payload)
         body = body[:-1] if flaw == "short" else body
     damage = draw(st.sampled_from(["none"] * 9 + ["cut", "flip", "insert"]))
     at = draw(st.integers(0, len(body) - 1))

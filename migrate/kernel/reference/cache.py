@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from migrate.kernel.reference.arguments import check_page, check_round, check_stage
@@ -11,6 +12,11 @@ from migrate.kernel.results import STAGE_BULK, STAGE_ROUND
 INDEX_BYTES = 32  # page, age, flags and the 128-bit term of one slot
 WAYS = 8
 LIFETIME_ROUNDS = 2  # QEMU's constant: an entry used in this or the last round is not replaced
+LONG_LIFETIME_ROUNDS = 16
+DUEL_SETS = 16  # one set of these always uses the short lifetime, another one the long one
+DUEL_SHORT = 0
+DUEL_LONG = 8
+BIAS_LIMIT = 1024
 
 
 @dataclass
@@ -24,7 +30,10 @@ class _Entry:
 class PageCache:
     """The page cache of one lane, at either end.
 
-    Rule "default": sets of 8 ways (one smaller set below 8 slots), an odd number of sets, set = page % sets.
+    Rule "default": sets of 8 ways (one smaller set below 8 slots), a prime number of sets, so that every
+    stride uses all of them, set = page % sets. An entry of a full set is safe for 2 or for 16 rounds,
+    whichever loses fewer pages in the sets that always use the one or the other (set duelling; Qureshi and
+    others, "Adaptive insertion policies for high performance caching", ISCA 2007).
     Rule "qemu" (qemu-ram-stream.md 3.6-3.8): direct-mapped, a power of two of slots, slot = page % slots.
     """
 
@@ -35,8 +44,7 @@ class PageCache:
         fit = budget // (keys.page_size + INDEX_BYTES)
         if rule == "default":
             self._ways = min(fit, WAYS)
-            self._sets = fit // WAYS if fit >= WAYS else min(fit, 1)
-            self._sets -= self._sets > 0 and self._sets % 2 == 0
+            self._sets = _largest_prime(fit // WAYS) if fit >= WAYS else min(fit, 1)
         elif rule == "qemu":
             self._ways = 1
             self._sets = 1 << fit.bit_length() - 1 if fit else 0
@@ -44,6 +52,7 @@ class PageCache:
             raise ValueError(f'the cache rule is "default" or "qemu", not {rule!r}')
         self._keys = keys
         self._rule = rule
+        self._bias = 0  # below 0: the sets with the long lifetime lose fewer pages
         self._slots: list[_Entry | None] = [None] * (self._sets * self._ways)
 
     @property
@@ -121,6 +130,7 @@ class PageCache:
     def clear(self) -> None:
         """Forget every page."""
         self._slots = [None] * self.slots
+        self._bias = 0
 
     def items(self) -> list[tuple[int, int, bytes]]:
         """(page, age, content) of every entry in slot order."""
@@ -156,7 +166,7 @@ class PageCache:
 
     def _choose_way(self, page: int, round: int, stage: int) -> int | None:
         """The slot for a page not held: an empty way, else (in the rounds) the oldest if it is old enough."""
-        if stage not in (STAGE_BULK, STAGE_ROUND):
+        if not self._slots or stage not in (STAGE_BULK, STAGE_ROUND):
             return None
         oldest: int | None = None
         oldest_age = 0
@@ -166,6 +176,27 @@ class PageCache:
                 return slot
             if oldest is None or entry.age < oldest_age:
                 oldest, oldest_age = slot, entry.age
-        if stage == STAGE_BULK or (oldest_age and oldest_age + LIFETIME_ROUNDS > round):
+        if stage == STAGE_BULK:
             return None
-        return oldest
+        lifetime = self._lifetime(page % self._sets)
+        return oldest if oldest_age == 0 or oldest_age + lifetime <= round else None
+
+    def _lifetime(self, number: int) -> int:
+        """How long an entry of this full set is safe from a page not held; a duelling set keeps score."""
+        if self._sets <= DUEL_LONG:
+            return LIFETIME_ROUNDS
+        if number % DUEL_SETS == DUEL_SHORT:
+            self._bias = max(self._bias - 1, -BIAS_LIMIT)
+            return LIFETIME_ROUNDS
+        if number % DUEL_SETS == DUEL_LONG:
+            self._bias = min(self._bias + 1, BIAS_LIMIT)
+            return LONG_LIFETIME_ROUNDS
+        return LONG_LIFETIME_ROUNDS if self._bias < 0 else LIFETIME_ROUNDS
+
+
+def _largest_prime(limit: int) -> int:
+    """The largest prime not above `limit`; 1 for 1."""
+    number = limit
+    while number > 3 and any(number % divisor == 0 for divisor in range(2, math.isqrt(number) + 1)):
+        number -= 1
+    return number
