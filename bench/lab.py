@@ -238,6 +238,10 @@ class Lab:
         assert status == 0, f"the guest's RAM is damaged\n{checker.story()}"
         return checker.events[-1]
 
+    def check_arrived(self) -> Event:
+        """`check_guest` of the destination's RAM."""
+        return self.check_guest(self.destination_ram)
+
     def check_witness(self) -> Event:
         """`migrate-guest --check-witness`; raises AssertionError for two owners or lost beats."""
         checker = self.run("migrate-guest", "--check-witness", str(self.witness))

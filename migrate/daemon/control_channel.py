@@ -91,6 +91,14 @@ class ControlChannel(asyncio.Protocol):
             tune_control(sock)
 
     def data_received(self, data: bytes) -> None:
+        """Queue the bytes behind what threads have told the loop already.
+
+        A lane thread tells of a batch before it sends it; uvloop, though, reads sockets before it looks at that
+        queue, so that an acknowledgement could be seen before the batch.
+        """
+        asyncio.get_running_loop().call_soon(self._take, data)
+
+    def _take(self, data: bytes) -> None:
         if self._closed:
             return
         try:
@@ -108,7 +116,8 @@ class ControlChannel(asyncio.Protocol):
         self._writable.set()
         self._gone.set()
         reason = error.strerror if isinstance(error, OSError) else None
-        self._lose(reason or (str(error) if error else "the peer closed the connection"))
+        reason = reason or (str(error) if error else "the peer closed the connection")
+        asyncio.get_running_loop().call_soon(self._lose, reason)  # behind the last bytes
 
     def pause_writing(self) -> None:
         self._writable.clear()
