@@ -20,7 +20,8 @@ def start(hosts: Hosts) -> None:
 
 def wait_for_beats(hosts: Hosts, host: str, count: int) -> None:
     """Return once the guest has lived for so many more beats (of a millisecond or more) on this host."""
-    follow = f"tail --lines=0 --follow {WITNESS} | grep --max-count={count} ' {host} ' >/dev/null"
+    # With its output in /dev/null grep would not count: it answers at the first line and then reads on.
+    follow = f"tail --lines=0 --follow {WITNESS} | grep --max-count={count} ' {host} ' | tail --lines=1"
     hosts.execute("destination", "sh", "-c", follow)
 
 
