@@ -12,8 +12,12 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum
 
+from migrate.errors import ProtocolError
 from migrate.protocol.batch import Kind
 from migrate.protocol.lane_source import SentBatch, SourceLane
+
+FIRST_RETRY_DELAY = 0.1
+LONGEST_RETRY_DELAY = 3.0
 
 
 class LinkState(Enum):
@@ -40,6 +44,10 @@ class LaneLink:
         self.final_sequence: int | None = None
         self.final_acknowledged = False
         self.last_progress = 0.0
+        self.fruitless_resets = 0
+        """In a row, without an acknowledged batch behind the one that opens the epoch."""
+        self.open_not_before = 0.0
+        self._last_sent = 0
         self._position: tuple[int, int] | None = None
 
     def open(self, now: float) -> int:
@@ -49,6 +57,7 @@ class LaneLink:
         self.state = LinkState.UP
         self.has_thread = True
         self.last_progress = now
+        self._last_sent = 0
         self._position = None
         return epoch
 
@@ -60,15 +69,27 @@ class LaneLink:
             self.last_progress = now
         self.in_flight.append((batch.sequence, batch.wire_bytes))
         self.in_flight_bytes += batch.wire_bytes
+        self._last_sent = batch.sequence
         if batch.kind in (Kind.ROUND_END, Kind.FINAL):
             self.round_out = batch.round
             if batch.kind is Kind.FINAL:
                 self.final_sequence = batch.sequence
 
     def acknowledged(self, epoch: int, sequence: int, now: float) -> int:
-        """The peer applied everything up to `sequence`; returns how many bytes that were."""
-        if epoch != self.lane.epoch or self.state is not LinkState.UP:
+        """The peer applied everything up to `sequence`; returns how many bytes that were.
+
+        Raises:
+            ProtocolError: that epoch or that batch never was.
+        """
+        if epoch < self.lane.epoch or (epoch == self.lane.epoch and self.state is not LinkState.UP):
             return 0
+        if epoch > self.lane.epoch or sequence > self._last_sent:
+            raise ProtocolError(
+                f"the destination acknowledged batch {sequence} of lane {self.lane.number}, epoch {epoch},"
+                " which was never sent"
+            )
+        if sequence > 1:
+            self.fruitless_resets = 0
         done = 0
         while self.in_flight and self.in_flight[0][0] <= sequence:
             done += self.in_flight.popleft()[1]
@@ -107,9 +128,16 @@ class LaneLink:
         """Both ends are at rest."""
         return self.state is LinkState.BREAKING and not self.has_thread and self._position is not None
 
-    def reset(self) -> int:
-        """Empty the cache, make the unacknowledged pages owed; returns how many are owed."""
+    def reset(self, now: float) -> int:
+        """Empty the cache, make the unacknowledged pages owed; returns how many are owed.
+
+        The first reset is followed by a new connection at once, further ones in a row wait longer each time.
+        """
         assert self._position is not None
         owed = self.lane.reset(*self._position)
         self.state = LinkState.DOWN
+        self.fruitless_resets += 1
+        if self.fruitless_resets > 1:
+            delay = FIRST_RETRY_DELAY * 2 ** (self.fruitless_resets - 2)
+            self.open_not_before = now + min(delay, LONGEST_RETRY_DELAY)
         return owed

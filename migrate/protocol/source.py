@@ -97,6 +97,8 @@ class SourceMachine:
         self._dirty = DirtyBitmap(image.layout.total_pages)
         self._started = 0.0
         self._error: MigrateError | None = None
+        self._first: HarvestResult | None = None
+        self._handed_over = False
         self._resume_pending = False
         self._resume_problem: MigrateError | None = None
 
@@ -122,8 +124,10 @@ class SourceMachine:
         """One clause: where the guest runs now."""
         if self.state is SourceState.COMMITTING or self.outcome == "undecided":
             return "the guest is stopped at the source and may run at the destination"
-        if self.state is SourceState.REREADING or self.outcome == "completed":
+        if self._handed_over:
             return "the guest runs at the destination"
+        if self._error is not None and self._error.guest is not None:
+            return self._error.guest
         if self._resume_problem is not None:
             return "the guest is still stopped at the source"
         return "the guest runs at the source as before"
@@ -207,7 +211,7 @@ class SourceMachine:
                 if self.state in PAUSED:
                     text = f"a lane broke during the pause: {message.reason}"
                     self.pause.abandon(now, NetworkError(text))
-                self.link.advance(now)
+                self._advance(now)
             case _:
                 self.pause.message(now, message)
 
@@ -229,19 +233,21 @@ class SourceMachine:
         self.link.lane_failed(lane, reason)
         if self.state in PAUSED:
             self.pause.abandon(now, NetworkError(f"a lane broke during the pause: {reason}"))
-        self.link.advance(now)
+        self._advance(now)
         self._check_end(now)
 
     def lane_stopped(self, now: float, lane: int) -> None:
         """A lane thread was stopped as asked."""
         self.link.lanes[lane].has_thread = False
-        if self.state is not SourceState.ENDING:
-            self.link.advance(now)
+        self._advance(now)
         self._check_end(now)
 
     def failed(self, now: float, error: MigrateError) -> None:
         """The shell met an error of this side (RAM cannot be read, the guest died, …)."""
-        self.fail(now, error)
+        if self.state is SourceState.REREADING:
+            self.completed(now, error)
+        else:
+            self.fail(now, error)
 
     # --- inputs: tracking and time ----------------------------------------------------------------
 
@@ -250,21 +256,29 @@ class SourceMachine:
         if self.state is not SourceState.TRACKING:
             return
         self.stats.setup_done(now)
-        if not self._live:
-            self._dirty.union(first.dirty)
-            self.begin_pause(now, "the tracker has no live rounds")
+        self._first = first
+        self._check_tracked(now)
+
+    def _check_tracked(self, now: float) -> None:
+        """Begin to send; where all of it is sent in the pause, only once every lane has its connection."""
+        if self.state is not SourceState.TRACKING or self._first is None:
             return
-        self._start_round(now, first, STAGE_BULK)
+        if self._live:
+            self._start_round(now, self._first, STAGE_BULK)
+        elif self.link.all_lanes_up:
+            self._dirty.union(self._first.dirty)
+            self.begin_pause(now, "the tracker has no live rounds")
 
     def harvested(self, now: float, result: HarvestResult) -> None:
         """A harvest is done."""
+        self._dirty.union(result.dirty)
+        self.pause.work_ended("harvest")
         if self.state is SourceState.LAST_HARVEST:
-            self._dirty.union(result.dirty)
             self.pause.harvested(now, result)
         elif self.state is SourceState.HARVESTING:
             self._decide(now, result)
         else:
-            self._dirty.union(result.dirty)  # the pause was abandoned meanwhile: nothing fetched is lost
+            self.check_resumed(now)
 
     def cancel(self, now: float, reason: str) -> bool:
         """A person wants to stop. False once the commit may have left: then it cannot be stopped."""
@@ -285,6 +299,8 @@ class SourceMachine:
         lane = self.link.stalled_lane(now)
         if lane is not None:
             self._lane_stalls(now, lane)
+        self._advance(now)
+        self._check_tracked(now)
         if self.state in (SourceState.SENDING, SourceState.HARVESTING) and self.policy.timed_out(
             now - self._started
         ):
@@ -295,11 +311,11 @@ class SourceMachine:
     # --- rounds -----------------------------------------------------------------------------------
 
     def _accepted(self, now: float, accept: m.Accept) -> None:
-        first = self.link.agreed is None
-        if not first:
-            self.link.accepted(now, accept)
-            return
+        resumed = self.link.agreed is not None
         self.link.accepted(now, accept)
+        if resumed:
+            self._advance(now)
+            return
         self.stats.cache_size = accept.cache_bytes
         fields = {
             "cache_size": accept.cache_bytes,
@@ -329,16 +345,21 @@ class SourceMachine:
             self.link.lanes.append(LaneLink(lane))
         self.enter(SourceState.TRACKING)
         self.emit(a.StartTracker())
-        self.link.advance(now)
+        self._advance(now)
+
+    def _advance(self, now: float) -> None:
+        """Reset and open lanes where it is time; a lane that never gets anywhere ends the migration."""
+        if not self.link.in_flight_bytes:
+            self.meter.idle(now)
+        try:
+            self.link.advance(now)
+        except NetworkError as error:
+            self.fail(now, error)
 
     def _acknowledged(self, now: float, message: m.Ack) -> None:
         if message.lane >= len(self.link.lanes):
             raise ProtocolError(f"the destination acknowledged lane {message.lane}, which does not exist")
         link = self.link.lanes[message.lane]
-        if message.epoch > link.lane.epoch:
-            raise ProtocolError(
-                f"the destination acknowledged an epoch of lane {message.lane} that never was"
-            )
         done = link.acknowledged(message.epoch, message.sequence, now)
         if done:
             self.meter.add(now, done)
@@ -348,13 +369,14 @@ class SourceMachine:
         if self.state is SourceState.LAST_ROUND:
             self.pause.check_copied(now)
 
-    def take_dirty(self) -> DirtyBitmap:
-        """Everything harvested and not yet given to lanes."""
-        return self._dirty.take()
+    @property
+    def harvested_pages(self) -> int:
+        """Harvested and not yet given to lanes."""
+        return self._dirty.count()
 
     def start_lanes(self, stage: int) -> None:
         """Give every lane its share of what was harvested."""
-        dirty = self.take_dirty()
+        dirty = self._dirty.take()
         for link in self.link.lanes:
             self.emit(a.StartRound(link.lane.number, self.round, stage, dirty))
 
@@ -362,7 +384,7 @@ class SourceMachine:
         self._dirty.union(harvest.dirty)
         self.round += 1
         self.enter(SourceState.SENDING)
-        self.stats.round_started(self.round, harvest.pages + self.stats.remaining_pages, now)
+        self.stats.round_started(self.round, self.harvested_pages + self.stats.remaining_pages, now)
         self.policy.round_started(harvest.began)
         self.emit(a.SetRate(self.config.max_bandwidth))
         self.start_lanes(stage)
@@ -385,6 +407,7 @@ class SourceMachine:
         decision = self.policy.decide(
             now - self._started,
             result,
+            self.harvested_pages + self.stats.remaining_pages,
             self.link.in_flight_bytes,
             self.link.keepalive.round_trip,
         )
@@ -394,8 +417,6 @@ class SourceMachine:
         if decision.kind == "give-up":
             self.fail(now, NotConvergedError(decision.reason, side="source", hint=decision.hint or None))
         elif decision.kind == "switchover" and self.link.all_lanes_up:
-            self._dirty.union(result.dirty)
-            self.stats.remaining_pages += result.pages
             self.begin_pause(now, decision.reason)
         else:
             self._start_round(now, result, STAGE_ROUND)
@@ -428,10 +449,16 @@ class SourceMachine:
         if self.state is SourceState.RESUMING:
             self.stats.pause_given_up(now)
             self.emit(a.SetRate(self.config.max_bandwidth))
-            self.enter(SourceState.SENDING)
-            self.stats.round_started(self.round, self.stats.remaining_pages, now)
-            self.link.advance(now)
+            self.check_resumed(now)
         self._check_end(now)
+
+    def check_resumed(self, now: float) -> None:
+        """Go on with precopy once the guest runs and nothing that the pause asked for is under way."""
+        if self.state is not SourceState.RESUMING or self._resume_pending or not self.pause.at_rest:
+            return
+        self.enter(SourceState.SENDING)
+        self.stats.round_started(self.round, self.stats.remaining_pages, now)
+        self._check_round(now)
 
     def resume_failed(self, now: float, error: MigrateError) -> None:
         """The guest could not be resumed: nothing is worth more than saying so."""
@@ -467,9 +494,9 @@ class SourceMachine:
         cancelled = isinstance(error, CancelledMigration)
         self.outcome = "cancelled" if cancelled else "failed"
         if cancelled:
-            self.link.send(m.Cancel(error.message[:500]))
+            self.link.send_last(m.Cancel(error.message))
         else:
-            self.link.send(m.Failed(error.exit_code, error.message[:500]))
+            self.link.send_last(m.Failed(error.exit_code, error.message))
         paused = self.state in PAUSED
         self._resume_pending = self._resume_pending or paused
         self.enter(SourceState.ENDING)
@@ -484,6 +511,11 @@ class SourceMachine:
         """Ask for the guest to run again; `resumed` or `resume_failed` follows."""
         self._resume_pending = True
         self.emit(a.ResumeGuest())
+
+    def handed_over(self) -> None:
+        """The destination runs the guest."""
+        self._handed_over = True
+        self.enter(SourceState.REREADING)
 
     def undecided(self, now: float, reason: str) -> None:
         """The commit may have arrived: nobody resumes the guest but a person."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 
-from migrate.errors import MigrateError, NetworkError, ProtocolError, RefusedError
+from migrate.errors import NetworkError, ProtocolError, RefusedError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.keepalive import Keepalive
@@ -26,6 +26,7 @@ from migrate.ram.bitmap import DirtyBitmap
 FIRST_RECONNECT_DELAY = 0.1
 LONGEST_RECONNECT_DELAY = 3.0
 LANE_STALL_FACTOR = 3  # a slow link may need longer for a batch than for a ping
+MAX_FRUITLESS_RESETS = 10
 
 
 class ControlState(Enum):
@@ -99,6 +100,11 @@ class SourceLink:
         if self.up:
             self._emit(a.Send(message))
 
+    def send_last(self, message: Message) -> None:
+        """Say why the migration ends: also to a destination that has not answered the hello yet."""
+        if self.control in (ControlState.GREETING, ControlState.UP):
+            self._emit(a.Send(message))
+
     def greet(self, now: float) -> None:
         """The connection is open: say hello."""
         if self.control is not ControlState.CONNECTING:
@@ -112,18 +118,15 @@ class SourceLink:
         """The destination agreed.
 
         Raises:
-            ProtocolError: no hello is open, or a resumed attempt got other values than the first.
+            ProtocolError: no hello is open, a resumed attempt got other values than the first, or the values
+                are none that were asked for.
         """
         if self.control is not ControlState.GREETING:
             raise ProtocolError("an accept came that answers no hello")
-        if self.agreed is not None:
-            unchanged = replace(accept, positions=self.agreed.positions, free_bytes=self.agreed.free_bytes)
-            if unchanged != replace(self.agreed, secret=accept.secret):
-                raise ProtocolError("the destination accepted the resumed migration with other values")
-            if len(accept.positions) != len(self.lanes):
-                raise ProtocolError("the destination did not name the position of every lane")
-        elif not 1 <= accept.lanes <= self.hello.lanes or accept.cache_bytes > self.hello.cache_bytes:
-            raise ProtocolError("the destination accepted more than was asked for")
+        if self.agreed is None:
+            self._check_agreed(accept)
+        else:
+            self._check_unchanged(self.agreed, accept)
         self.agreed = accept
         self.control = ControlState.UP
         self.keepalive.start(now)
@@ -134,7 +137,6 @@ class SourceLink:
             self._lost_at = None
         for link, position in zip(self.lanes, accept.positions, strict=False):
             link.position_known(position.epoch, position.sequence)
-        self.advance(now)
 
     def lost(self, now: float, reason: str) -> None:
         """The control connection is gone: stop all lanes, try again later.
@@ -187,13 +189,17 @@ class SourceLink:
     # --- lanes ------------------------------------------------------------------------------------
 
     def advance(self, now: float) -> None:
-        """Reset lanes whose two ends are at rest and open those that are down."""
+        """Reset lanes whose two ends are at rest and open those that are down, when it is time.
+
+        Raises:
+            NetworkError: a lane was reset again and again without getting anything across.
+        """
         if not self.up:
             return
         for link in self.lanes:
             if link.resettable:
-                self._reset(link)
-            if link.state is LinkState.DOWN:
+                self._reset(link, now)
+            if link.state is LinkState.DOWN and now >= link.open_not_before:
                 self._open(link, now)
         if all(link.state is LinkState.UP for link in self.lanes):
             self.repair = None
@@ -214,16 +220,13 @@ class SourceLink:
             self.send(m.LaneBroken(link.lane.number, link.lane.epoch, reason[:500]))
 
     def lane_reset(self, message: m.LaneReset) -> None:
-        """The destination ended an epoch of a lane. Raises ProtocolError: there is no such lane or epoch."""
+        """The destination ended an epoch of a lane. Raises ProtocolError: no such lane, epoch or batch."""
         if message.lane >= len(self.lanes):
             raise ProtocolError(f"the destination reset lane {message.lane}, which does not exist")
         link = self.lanes[message.lane]
-        if message.epoch > link.lane.epoch:
-            raise ProtocolError(f"the destination reset an epoch of lane {message.lane} that never was")
+        _check_position(link, message.epoch, message.sequence)
         if message.epoch < link.lane.epoch:
             return
-        if message.sequence > link.lane.sequence:
-            raise ProtocolError(f"the destination applied more of lane {message.lane} than was sent")
         self._break(link, message.reason)
         link.position_known(message.epoch, message.sequence)
 
@@ -242,12 +245,30 @@ class SourceLink:
         if link.has_thread:
             self._emit(a.StopLane(link.lane.number))
 
-    def _reset(self, link: LaneLink) -> None:
+    def _check_agreed(self, accept: m.Accept) -> None:
+        hello = self.hello
+        if not 1 <= accept.lanes <= hello.lanes or accept.cache_bytes > hello.cache_bytes:
+            raise ProtocolError("the destination accepted more than was asked for")
+        asked = (hello.cache_rule, hello.codec, hello.verify)
+        if accept.version not in hello.versions or (accept.cache_rule, accept.codec, accept.verify) != asked:
+            raise ProtocolError("the destination accepted something else than was asked for")
+
+    def _check_unchanged(self, agreed: m.Accept, accept: m.Accept) -> None:
+        unchanged = replace(accept, positions=agreed.positions, free_bytes=agreed.free_bytes)
+        if unchanged != replace(agreed, secret=accept.secret):
+            raise ProtocolError("the destination accepted the resumed migration with other values")
+        if len(accept.positions) != len(self.lanes):
+            raise ProtocolError("the destination did not name the position of every lane")
+        for link, position in zip(self.lanes, accept.positions, strict=True):
+            _check_position(link, position.epoch, position.sequence)
+
+    def _reset(self, link: LaneLink, now: float) -> None:
+        before = link.lane.remaining
         if self.repair is not None:
             link.lane.owe(self.repair)
-        owed = link.reset()
+        owed = link.reset(now)
         self._stats.lane_resets += 1
-        self._stats.remaining_pages += owed
+        self._stats.remaining_pages += link.lane.remaining - before
         fields: dict[str, object] = {
             "lane": link.lane.number,
             "epoch": link.lane.epoch,
@@ -255,6 +276,12 @@ class SourceLink:
             "owed_pages": owed,
         }
         self._emit(a.Report("lane-reset", fields))
+        if link.fruitless_resets > MAX_FRUITLESS_RESETS:
+            raise NetworkError(
+                f"lane {link.lane.number} broke {link.fruitless_resets} times in a row and got nothing"
+                f" across; the last time: {link.reason}",
+                hint="look for what cuts or changes the connections between the two hosts",
+            )
 
     def _open(self, link: LaneLink, now: float) -> None:
         assert self.agreed is not None
@@ -265,7 +292,17 @@ class SourceLink:
         self._emit(a.OpenLane(link.lane.number, opening))
 
 
-def rejected(message: m.Reject) -> MigrateError:
+def _check_position(link: LaneLink, epoch: int, sequence: int) -> None:
+    """Raise ProtocolError if the destination claims what was never sent."""
+    sent = link.lane.epoch, link.lane.sequence
+    if (epoch, sequence) > sent:
+        raise ProtocolError(
+            f"the destination has applied batch {sequence} of lane {link.lane.number}, epoch {epoch};"
+            f" sent were {sent[1]} of epoch {sent[0]}"
+        )
+
+
+def rejected(message: m.Reject) -> RefusedError:
     """The error for a refused hello."""
     change = f"change {message.option} at the {message.side}" if message.option else None
     return RefusedError(

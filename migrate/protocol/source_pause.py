@@ -19,7 +19,7 @@ from migrate.kernel.results import STAGE_LAST
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.schema import Message
-from migrate.protocol.source_states import PAUSED, SourceState
+from migrate.protocol.source_states import NUMBERED, PAUSED, SourceState
 from migrate.ram.bitmap import DirtyBitmap
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class PauseSequence:
         self._abandoned = 0
         self._repairs = 0
         self._unequal: bytearray | None = None
-        self._commit_sent = 0.0
+        self._under_way: set[str] = set()
 
     def begin(self, now: float, reason: str) -> None:
         """Ask for the guest to be stopped. The deadline runs from here, unless the pause is forced."""
@@ -74,6 +74,15 @@ class PauseSequence:
         """Whether an answer to the pause of that number comes after the pause was given up."""
         return number < self.number or (number == self.number and self._machine.state not in PAUSED)
 
+    @property
+    def at_rest(self) -> bool:
+        """Nothing that a pause asked for is under way: no answer can be taken for that of the next pause."""
+        return not self._under_way
+
+    def work_ended(self, name: str) -> None:
+        """The shell answered."""
+        self._under_way.discard(name)
+
     # --- the steps --------------------------------------------------------------------------------
 
     def paused(self, now: float) -> None:
@@ -84,6 +93,7 @@ class PauseSequence:
         self._phase(now, "pause")
         machine.emit(a.Report("paused", {"seconds": round(now - (machine.stats.pause_requested or now), 6)}))
         machine.enter(SourceState.LAST_HARVEST)
+        self._under_way |= {"harvest", "state"}
         machine.emit(a.Harvest(stopped=True))
         machine.emit(a.CollectState())
 
@@ -99,20 +109,24 @@ class PauseSequence:
         machine.policy.last_harvest(result.seconds)
         machine.round += 1
         machine.enter(SourceState.LAST_ROUND)
-        machine.stats.round_started(machine.round, result.pages, now)
+        machine.stats.round_started(machine.round, machine.harvested_pages, now)
         machine.emit(a.SetRate(machine.config.switchover_bandwidth))
         machine.start_lanes(STAGE_LAST)
 
     def state_collected(self, now: float, blobs: list[tuple[str, bytes]]) -> None:
         """The state command has ended."""
+        self.work_ended("state")
         if self._machine.state in (SourceState.LAST_HARVEST, SourceState.LAST_ROUND):
             self._blobs = blobs
             self.check_copied(now)
+        self._machine.check_resumed(now)
 
     def state_failed(self, now: float, error: MigrateError) -> None:
         """The state command failed: without device state there is no guest to hand over."""
+        self.work_ended("state")
         if self._machine.state in (SourceState.LAST_HARVEST, SourceState.LAST_ROUND):
             self._machine.fail(now, error)
+        self._machine.check_resumed(now)
 
     def check_copied(self, now: float) -> None:
         """Everything applied and the state at hand: ask the destination to prepare."""
@@ -134,10 +148,13 @@ class PauseSequence:
             described.append(m.Blob(name, len(data), hashlib.sha256(data).digest()))
         positions = [m.LanePosition(link.lane.epoch, link.lane.sequence) for link in machine.link.lanes]
         machine.link.send(m.Prepare(self.number, machine.root.to_bytes(16, "big"), positions, described))
+        self._under_way.add("confirm")
         machine.emit(a.Confirm())
 
     def confirmed(self, now: float, problem: MigrateError | None) -> None:
         """The guest was looked at again after the last copy: still stopped, RAM as sent?"""
+        self.work_ended("confirm")
+        self._machine.check_resumed(now)
         if self._machine.state is not SourceState.PREPARING:
             return
         if problem is not None:
@@ -148,6 +165,8 @@ class PauseSequence:
 
     def message(self, now: float, message: Message) -> None:
         """The destination's answers to prepare and commit. Raises ProtocolError."""
+        if isinstance(message, NUMBERED) and message.number != self.number:
+            raise ProtocolError("the destination answers a pause that never was")
         match message:
             case m.Prepared():
                 if message.root != self._machine.root.to_bytes(16, "big"):
@@ -181,7 +200,6 @@ class PauseSequence:
         self._phase(now, "verify", less=command)
         machine.emit(a.Report("prepared", {"root": machine.root.to_bytes(16, "big").hex()}))
         machine.enter(SourceState.COMMITTING)
-        self._commit_sent = now
         machine.emit(a.Report("committed"))
         hello = machine.link.hello
         machine.link.send(m.Commit(hello.migration, hello.attempt, machine.root.to_bytes(16, "big")))
@@ -192,7 +210,7 @@ class PauseSequence:
         machine.stats.downtime_part("commands", command)
         self._phase(now, "journals", less=command)
         machine.stats.guest_running(now)
-        machine.enter(SourceState.REREADING)
+        machine.handed_over()
         downtime = machine.stats.downtime_seconds(now) or 0.0
         machine.emit(a.Report("running", {"downtime": round(downtime, 6)}))
         machine.emit(a.Reread())

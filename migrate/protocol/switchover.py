@@ -63,15 +63,28 @@ class SwitchoverPolicy:
         return 0 < self._limits.timeout <= elapsed
 
     def decide(
-        self, elapsed: float, harvest: HarvestResult, in_flight: int, round_trip: float | None
+        self,
+        elapsed: float,
+        harvest: HarvestResult,
+        pending_pages: int,
+        in_flight: int,
+        round_trip: float | None,
     ) -> Decision:
-        """Go on, switch over or give up, now that this harvest is known."""
+        """Go on, switch over or give up, now that this harvest is known.
+
+        Args:
+            elapsed: seconds since the migration began.
+            harvest: the latest one.
+            pending_pages: it and what is left from before, owed pages and those of an abandoned pause.
+            in_flight: bytes sent and not acknowledged.
+            round_trip: seconds, None if it is not known.
+        """
         stopped = self._stopped_harvest
         if stopped is None:
             stopped = harvest.seconds * STOPPED_SHARE
         situation = Situation(
             rows=tuple(self._rows),
-            pending_pages=harvest.pages,
+            pending_pages=pending_pages,
             dirtied_pages=harvest.pages,
             dirtied_seconds=harvest.began - self._harvest_began,
             harvest_seconds=harvest.seconds,
@@ -87,8 +100,9 @@ class SwitchoverPolicy:
             ),
         )
         decision = decide(situation, self._limits)
-        if decision.kind == "switchover" and decision.expected_downtime is not None:
-            self.forced = decision.expected_downtime > self._limits.downtime_limit
+        if decision.kind == "switchover":
+            expected = decision.expected_downtime
+            self.forced = expected is None or expected > self._limits.downtime_limit
         return decision
 
     def timed_out_reason(self, elapsed: float, remaining_pages: int, bandwidth: float | None) -> str:
