@@ -11,7 +11,7 @@ import sys
 from migrate.cli.choose_reporter import choose_reporter
 from migrate.cli.run_daemon import run_daemon
 from migrate.daemon.reporter import Reporter
-from migrate.errors import CancelledMigration
+from migrate.errors import CancelledMigration, NetworkError
 from migrate.protocol.stats import MigrationStats
 
 
@@ -58,7 +58,27 @@ async def _talks(reporter: Reporter) -> None:
     print("finished", file=sys.stderr)
 
 
-JOBS = {"forever": _forever, "orderly": _orderly, "completes": _completes, "live": _live, "talks": _talks}
+async def _fails(reporter: Reporter) -> None:
+    """Says a lot before it fails."""
+    for _ in range(1000):
+        reporter.event("talking", text="x" * 1000)
+    raise NetworkError("the link is cut")
+
+
+async def _shows(reporter: Reporter) -> None:
+    """Shows progress and is done, without a summary."""
+    reporter.progress(MigrationStats(status="active"), 0.0)
+
+
+JOBS = {
+    "forever": _forever,
+    "orderly": _orderly,
+    "completes": _completes,
+    "live": _live,
+    "shows": _shows,
+    "talks": _talks,
+    "fails": _fails,
+}
 
 if __name__ == "__main__":
     with choose_reporter("stub", "source", json="--json" in sys.argv) as chosen:

@@ -54,7 +54,7 @@ def test_a_reader_that_does_not_read_blocks_nobody(pipe: tuple[int, int], blocki
     output.close(timeout=0)  # gives up waiting; the thread goes on alone
     output.write("after the end\n")
     received: list[bytes] = []
-    thread = threading.Thread(target=lambda: received.append(read_all(reader)))
+    thread = threading.Thread(target=lambda: received.append(read_all(reader)), daemon=True)
     thread.start()
     assert output.drain(timeout=60)
     output.close()

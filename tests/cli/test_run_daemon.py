@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -127,6 +128,9 @@ def test_a_cancel_that_the_job_does_not_know_ends_with_130_too() -> None:
 def test_under_nohup_a_lost_terminal_ends_nothing() -> None:
     with stub("orderly", shell="trap '' HUP") as program:
         program.wait_for("ready")
+        status = Path(f"/proc/{program.process.pid}/status").read_text()
+        ignored = int(re.findall(r"^SigIgn:\s*([0-9a-f]+)$", status, re.MULTILINE)[0], 16)
+        assert ignored & 1 << (signal.SIGHUP - 1)
         program.process.send_signal(signal.SIGHUP)
         program.process.send_signal(signal.SIGTERM)
         program.wait_for("SIGTERM: cancelling")
@@ -149,36 +153,60 @@ def test_a_closed_standard_output_does_not_end_a_migration(options: list[str]) -
         assert program.process.stderr.read() == "finished\n"
 
 
+def test_the_error_comes_after_everything_that_was_printed_before_it() -> None:
+    command = [sys.executable, str(STUB), "fails"]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT, check=False
+    )
+    assert done.returncode == 4
+    *before, last = done.stdout.splitlines()[-3:]
+    assert before == ["stub: error: the link is cut", "  failed at: the source"]
+    assert last == "  exit code: 4 (network)"
+    assert done.stdout.count("talking") == 1000
+
+
 def test_no_standard_output_at_all() -> None:
     with stub("talks", shell="exec >&-") as program:
         assert program.end("go on\n") == (0, "finished\n")
     assert program.lines == []
 
 
-def test_on_a_terminal_ctrl_c_gives_the_cursor_back() -> None:
+def on_terminal(job: str, number: signal.Signals | None) -> tuple[int, bytes]:
+    """Run a job on a terminal, send a signal once it shows progress; exit code and all that was shown."""
     master, slave = pty.openpty()
     shown = b""
     try:
         with subprocess.Popen(
-            [sys.executable, str(STUB), "live"], stdin=slave, stdout=slave, stderr=slave, env=ENVIRONMENT
+            [sys.executable, str(STUB), job], stdin=slave, stdout=slave, stderr=slave, env=ENVIRONMENT
         ) as process:
             os.close(slave)
             while b"remaining" not in shown:
                 shown += os.read(master, 4096)
-            assert b"\x1b[?25l" in shown
-            process.send_signal(signal.SIGINT)
+            if number is not None:
+                process.send_signal(number)
             while select.select([master], [], [], 60)[0]:
                 try:
                     piece = os.read(master, 4096)
                 except OSError:  # the last one on the other side has closed it
                     break
                 shown += piece
-            assert process.wait(60) == 130
+            return process.wait(60), shown
     finally:
         os.close(master)
+
+
+def test_on_a_terminal_ctrl_c_erases_the_live_display_and_gives_the_cursor_back() -> None:
+    code, shown = on_terminal("live", signal.SIGINT)
+    assert code == 130
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
     assert b"stub: cancelled: " in shown
     assert shown.rindex(b"exit code") > shown.rindex(b"remaining")
+
+
+def test_on_a_terminal_an_end_without_a_summary_gives_the_cursor_back_too() -> None:
+    code, shown = on_terminal("shows", None)
+    assert code == 0
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
 
 
 def ended(error: BaseException | None) -> tuple[int, str]:

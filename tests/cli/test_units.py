@@ -100,6 +100,7 @@ def test_a_formatted_size_reads_back_within_its_three_digits(size: int) -> None:
         (1023, "1023 B"),
         (1024, "1 KiB"),
         (1536, "1.5 KiB"),
+        (1_023_590, "0.98 MiB"),  # not 1000 KiB
         (64 << 20, "64 MiB"),
         ((1 << 30) - 1, "1 GiB"),
         (999 << 20, "999 MiB"),
