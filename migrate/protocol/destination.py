@@ -82,11 +82,13 @@ class DestinationMachine:
         self._pause = 0
         self._prepare: m.Prepare | None = None
         self._parts: dict[str, bytearray] = {}
+        self._verifying = 0
+        """Number of the pause whose verification is under way, 0 for none."""
         self._verify_began = 0.0
         self._verify_us = 0
         self._error: MigrateError | None = None
         self.lanes = DestinationLanes(
-            image, self.keys, self.digests, agreement, self.emit, self.send, self.stats
+            image, self.keys, self.digests, agreement, self.emit, self._send_of_lanes, self.stats
         )
 
     # --- for the shell ----------------------------------------------------------------------------
@@ -237,13 +239,16 @@ class DestinationMachine:
 
     def verified(self, now: float, digests: bytearray | None) -> None:
         """RAM was read (level `full`: its digest array); otherwise the recorded digests count."""
+        number, self._verifying = self._verifying, 0
         if self.state is not DestinationState.PREPARING or self._prepare is None:
+            return
+        if number != self._prepare.number:  # what was read was the RAM of a pause that was given up
+            self._check_at_rest(now)
             return
         if digests is not None:
             self.digests.array[:] = digests
             self.lanes.rebase()
         self._verify_us = int((now - self._verify_began) * 1e6)
-        number = self._prepare.number
         if self.root.to_bytes(16, "big") != self._prepare.root:
             self.send(m.Unequal(number, self.root.to_bytes(16, "big")))
             self.emit(a.SendDigests(number))
@@ -256,7 +261,7 @@ class DestinationMachine:
             self._started(now, error, seconds)
         elif self.state is DestinationState.PREPARING and number == self._pause:
             if error is not None:
-                self.send(m.Refused(number, error.message[:4000]))
+                self.send(m.Refused(number, error.message))
                 self.fail(now, error)
                 return
             self._enter(DestinationState.PREPARED)
@@ -266,7 +271,10 @@ class DestinationMachine:
 
     def failed(self, now: float, error: MigrateError) -> None:
         """The shell met an error of this side."""
-        self.fail(now, error)
+        if self.state is DestinationState.STARTING:
+            self._started(now, error, 0.0)
+        else:
+            self.fail(now, error)
 
     def cancel(self, now: float, reason: str) -> bool:
         """A person wants to stop. False once the guest is ours: then it cannot be stopped."""
@@ -283,9 +291,9 @@ class DestinationMachine:
         self.outcome = "cancelled" if cancelled else "failed"
         self._error = error
         if cancelled:
-            self.send(m.Cancel(error.message[:500]))
+            self.send(m.Cancel(error.message))
         else:
-            self.send(m.Failed(error.exit_code, error.message[:500]))
+            self.send(m.Failed(error.exit_code, error.message))
         self._back_to_active()
         self.lanes.stop_all("the migration ended")
         self._finish(now)
@@ -354,6 +362,9 @@ class DestinationMachine:
         """RAM is immutable from here on: every lane thread has ended."""
         if self.state is not DestinationState.PREPARING or not self.lanes.at_rest or self._prepare is None:
             return
+        if self._verifying:
+            return
+        self._verifying = self._prepare.number
         self._verify_began = now
         self.emit(a.Verify(int.from_bytes(self._prepare.root, "big")))
 
@@ -380,7 +391,7 @@ class DestinationMachine:
                 hint="its RAM here is whole: look whether it runs; if not, run the on-commit command by hand,"
                 " or resume the guest at the source and never start it here",
             )
-            self.send(m.StartFailed(error.message[:4000]))
+            self.send(m.StartFailed(error.message))
         self._finish(now)
 
     def _back_to_active(self) -> None:
@@ -414,6 +425,11 @@ class DestinationMachine:
             )
         )
 
+    def _send_of_lanes(self, message: Message) -> None:
+        """Acknowledgements of the old attempt's lanes are not for the new one: its accept says it all."""
+        if not self._resuming:
+            self.send(message)
+
     def _check_resumed(self) -> None:
         if self._resuming and self.lanes.at_rest:
             self._resuming = False
@@ -434,6 +450,8 @@ class DestinationMachine:
     def _finish(self, now: float) -> None:
         if self._error is not None:
             self._error.with_context(guest=self.guest_place)
+        self.linked = False
+        self._resuming = False
         self.emit(a.Disconnect())
         done = {"completed": "completed", "cancelled": "cancelled"}
         self._set_status(done.get(self.outcome, "failed"))

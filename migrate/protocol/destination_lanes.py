@@ -221,4 +221,4 @@ class DestinationLanes:
         self._stats.lane_resets += 1
         lane = place.lane
         self._emit(a.Report("lane-reset", {"lane": lane.number, "epoch": lane.epoch, "reason": place.reason}))
-        self._send(m.LaneReset(lane.number, lane.epoch, lane.sequence, place.reason[:500]))
+        self._send(m.LaneReset(lane.number, lane.epoch, lane.sequence, place.reason))

@@ -211,13 +211,13 @@ class SourceLink:
         if link.state is LinkState.UP:
             epoch = link.lane.epoch
             self._break(link, reason)
-            self.send(m.LaneBroken(number, epoch, reason[:500]))
+            self.send(m.LaneBroken(number, epoch, reason))
 
     def break_lane(self, link: LaneLink, reason: str) -> None:
         """This side gives the lane up (it stalls, or the pause is abandoned)."""
         if link.state is LinkState.UP:
             self._break(link, reason)
-            self.send(m.LaneBroken(link.lane.number, link.lane.epoch, reason[:500]))
+            self.send(m.LaneBroken(link.lane.number, link.lane.epoch, reason))
 
     def lane_reset(self, message: m.LaneReset) -> None:
         """The destination ended an epoch of a lane. Raises ProtocolError: no such lane, epoch or batch."""

@@ -232,7 +232,7 @@ class PauseSequence:
         machine.enter(SourceState.RESUMING)
         machine.policy.pause_abandoned()
         machine.emit(a.Report("resumed", {"reason": error.message}))
-        machine.link.send(m.Resumed(self.number, error.message[:500]))
+        machine.link.send(m.Resumed(self.number, error.message))
         machine.begin_resume()
         for link in machine.link.lanes:
             machine.link.break_lane(link, "the pause was given up")
