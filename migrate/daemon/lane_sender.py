@@ -82,6 +82,16 @@ class LaneSender:
             shut_down(sock)
         self._inbox.put(None)
 
+    def do_rest(self) -> None:
+        """Do what was posted after the thread's last look; for after `lane_ended`, in the event loop.
+
+        A round must not get lost because the connection broke in the same moment.
+        """
+        while not self._inbox.empty():
+            call = self._inbox.get_nowait()
+            if call is not None:
+                call()
+
     def join(self) -> None:
         """Wait until the thread has ended; it must have been stopped."""
         self._thread.join()

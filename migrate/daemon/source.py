@@ -167,7 +167,7 @@ class SourceDaemon:
 
     def lane_ended(self, lane: int, problem: Exception | None) -> None:
         """A lane thread has ended (LaneEvents)."""
-        del self._lanes[lane]
+        self._lanes.pop(lane).do_rest()
         if problem is None:
             self._input(self._machine.lane_stopped, lane)
         elif isinstance(problem, MigrateError):
