@@ -175,7 +175,7 @@ def test_what_is_sent_is_what_was_digested_though_the_guest_writes(kernel: Any) 
         writer = threading.Thread(target=guest)
         writer.start()
         try:
-            for round in range(2, 22):
+            for round in range(2, 14):
                 one.mark(*range(pages))
                 transfer(one, two, round, ROUND, limit=8192)
                 assert two.digests == one.digests
@@ -185,5 +185,5 @@ def test_what_is_sent_is_what_was_digested_though_the_guest_writes(kernel: Any) 
             writer.join()
             memory.close()
         one.mark(*range(pages))
-        transfer(one, two, 22, LAST, limit=1 << 20)
+        transfer(one, two, 14, LAST, limit=1 << 20)
         assert_equal_sides(one, two)

@@ -73,7 +73,7 @@ ROUNDS = st.lists(
 )
 
 
-@examples(120)
+@examples(90)
 @given(
     st.data(),
     st.integers(0, 2**32),
@@ -221,7 +221,7 @@ def prepare(side: Side) -> None:
             side.cache.put(page, content(page if page != 64 else 99), 2, ROUND)
 
 
-@examples(400)
+@examples(300)
 @given(
     bodies(),
     st.sampled_from([(None, "default"), (8, "default"), (8, "qemu"), (2, "default")]),
