@@ -113,7 +113,7 @@ struct guest_fault {
 
 struct guest_check {
     uint64_t counts[PAGE_VERDICTS];
-    uint64_t stale_table_pages;
+    uint64_t stale_table_pages, last_stale_table_page; /* pages come in ascending order */
     uint64_t versions; /* sum over the pages: every write raised one version by one */
     uint64_t described;
     struct guest_fault faults[GUEST_MAX_FAULTS];

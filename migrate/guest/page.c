@@ -118,7 +118,6 @@ void guest_check_pages(const struct guest_model *m, uint32_t block, uint64_t fir
                        const uint8_t *pages, const uint64_t *entries, const struct guest_slot *slot,
                        struct guest_check *out)
 {
-    uint64_t last_stale = UINT64_MAX;
     for (uint64_t i = 0; i < count; i++) {
         const uint64_t *page = (const uint64_t *)(pages + i * GUEST_PAGE);
         uint64_t place = (uint64_t)block << 32 | (first + i), found;
@@ -137,9 +136,9 @@ void guest_check_pages(const struct guest_model *m, uint32_t block, uint64_t fir
             out->versions += by_page ? found : version;
         }
         if (verdict == PAGE_TABLE_STALE) {
-            uint64_t table_page = (first + i) / GUEST_WORDS;
-            out->stale_table_pages += table_page != last_stale;
-            last_stale = table_page;
+            uint64_t table_page = place / GUEST_WORDS + 1; /* 0: none yet */
+            out->stale_table_pages += table_page != out->last_stale_table_page;
+            out->last_stale_table_page = table_page;
         }
         note(out, verdict, place, found, version);
     }
