@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +22,8 @@ from migrate.cli.summary import summary_rows, summary_title
 from migrate.cli.wording import (
     TROUBLE,
     Fields,
+    check_items,
+    check_verdict,
     dashed,
     error_lines,
     event_text,
@@ -30,7 +32,6 @@ from migrate.cli.wording import (
     printable,
     recent_hit_rate,
 )
-from migrate.daemon.reporter import CheckItem
 from migrate.errors import MigrateError
 from migrate.units import format_count, format_duration, format_rate, format_size, format_time_left
 
@@ -41,7 +42,7 @@ REFRESHES: Final = 5
 WIDE: Final = 110
 
 _STYLES = {"completed": "bold green", "checked": "bold", "cancelled": "bold yellow"}
-_VERDICT_STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+_VERDICT_STYLES = {"ok": "green", "note": "yellow", "failed": "bold red"}
 
 
 class ConsoleReporter:
@@ -80,8 +81,10 @@ class ConsoleReporter:
         named = dashed(fields)
         if name == "round":
             self._print_round(named)
-        elif name == "check" and isinstance(items := fields.get("items"), Sequence):
+        elif name == "check":
+            items = check_items(named)
             self._console.print(check_table(items))
+            self._print_line(check_verdict(items), "bold")
         else:
             style = "yellow" if name in TROUBLE else "dim" if name == "status" else ""
             self._print_line(event_text(name, named, self._side), style)
@@ -218,16 +221,14 @@ def _live_cells(stats: MigrationStats, now: float) -> list[list[tuple[str, str]]
     ]
 
 
-def check_table(items: Sequence[object]) -> Table:
+def check_table(items: list[tuple[str, str, str]]) -> Table:
     """The pre-flight's items: what, value, verdict."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("pre-flight", no_wrap=True)
     table.add_column("value", overflow="fold")
     table.add_column("verdict", no_wrap=True)
-    for item in items:
-        if isinstance(item, CheckItem):
-            verdict = Text(item.verdict, style=_VERDICT_STYLES.get(item.verdict, ""))
-            table.add_row(Text(printable(item.what)), Text(printable(item.value)), verdict)
+    for what, value, verdict in items:
+        table.add_row(Text(what), Text(value), Text(verdict, style=_VERDICT_STYLES.get(verdict, "")))
     return table
 
 

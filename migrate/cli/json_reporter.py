@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from migrate.cli.wording import dashed
-from migrate.daemon.reporter import CheckItem
 from migrate.errors import MigrateError
 
 if TYPE_CHECKING:  # it loads the kernel, which --help can do without
@@ -111,8 +110,6 @@ def _plain(value: object) -> object:
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return _plain_object(value)
-    if isinstance(value, CheckItem):
-        return value._asdict()
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, Sequence | set | frozenset):

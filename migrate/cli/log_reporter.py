@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from migrate.cli.json_reporter import Writable
 from migrate.cli.summary import summary_rows, summary_title
-from migrate.cli.wording import dashed, error_lines, event_text, printable, progress_text
-from migrate.daemon.reporter import CheckItem
+from migrate.cli.wording import (
+    Fields,
+    check_items,
+    check_verdict,
+    dashed,
+    error_lines,
+    event_text,
+    progress_text,
+)
 from migrate.errors import MigrateError
 
 if TYPE_CHECKING:  # it loads the kernel, which --help can do without
@@ -42,8 +49,8 @@ class LogReporter:
 
     def event(self, name: str, /, **fields: object) -> None:
         """Write one line; a table for `check`."""
-        if name == "check" and isinstance(items := fields.get("items"), Sequence):
-            for line in check_lines(items):
+        if name == "check":
+            for line in check_lines(fields):
                 self._line(line)
         else:
             self._line(event_text(name, dashed(fields), self._side))
@@ -75,8 +82,10 @@ class LogReporter:
         self._out.write(f"{stamp} {text}\n")
 
 
-def check_lines(items: Sequence[object]) -> list[str]:
-    """The pre-flight's items in aligned columns: verdict, what, value."""
-    rows = [item for item in items if isinstance(item, CheckItem)]
-    width = max((len(printable(item.what)) for item in rows), default=0)
-    return [f"{item.verdict:<7}  {printable(item.what):<{width}}  {printable(item.value)}" for item in rows]
+def check_lines(fields: Fields) -> list[str]:
+    """The pre-flight's items in aligned columns (verdict, what, value), and what they come to."""
+    items = check_items(fields)
+    width = max((len(what) for what, _, _ in items), default=0)
+    return [f"{verdict:<6}  {what:<{width}}  {value}" for what, value, verdict in items] + [
+        check_verdict(items)
+    ]

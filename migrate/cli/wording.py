@@ -160,9 +160,14 @@ def _lane_reset(fields: Fields, side: str) -> str:
     return text
 
 
+def _waiting(fields: Fields, side: str) -> str:
+    del side
+    limit = f" for up to {format_duration(number(fields, 'seconds'))}" if "seconds" in fields else ""
+    return f"connection lost{_because(fields)}; waiting{limit} for the source to come back"
+
+
 def _reconnecting(fields: Fields, side: str) -> str:
-    if side == "destination":
-        return f"connection lost{_because(fields)}; waiting for the source to come back"
+    del side
     delay = format_duration(number(fields, "delay"))
     return f"connection lost{_because(fields)}; attempt {printable(fields.get('attempt'))} in {delay}"
 
@@ -209,6 +214,7 @@ _WORDINGS: dict[str, Callable[[Fields, str], str]] = {
     "lane-reset": _lane_reset,
     "reconnecting": _reconnecting,
     "reconnected": _reconnected,
+    "waiting": _waiting,
     "prepared": _fixed("destination prepared: it can run the guest"),
     "committed": _fixed("committed: the guest belongs to the destination"),
     "running": _fixed("guest runs at the destination"),
@@ -217,7 +223,9 @@ _WORDINGS: dict[str, Callable[[Fields, str], str]] = {
     "warning": lambda fields, _: f"warning: {printable(fields.get('message'))}",
 }
 
-TROUBLE = frozenset({"warning", "lane-reset", "reconnecting", "resumed", "cancelling", "cancelled"})
+TROUBLE = frozenset(
+    {"warning", "lane-reset", "reconnecting", "waiting", "resumed", "cancelling", "cancelled"}
+)
 """Events that a person should notice."""
 
 
@@ -228,6 +236,24 @@ def guest_text(clause: object) -> str:
 
 def _printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.strip().splitlines())
+
+
+def check_items(fields: Fields) -> list[tuple[str, str, str]]:
+    """What, value and verdict of each of the pre-flight's items (`CheckItem`)."""
+    items = fields.get("items")
+    rows = [item for item in items if isinstance(item, Mapping)] if isinstance(items, Sequence) else []
+    return [
+        (printable(row.get("what")), printable(row.get("value")), printable(row.get("verdict")))
+        for row in rows
+    ]
+
+
+def check_verdict(items: list[tuple[str, str, str]]) -> str:
+    """What the items of the pre-flight come to."""
+    failed = [what for what, _, verdict in items if verdict == "failed"]
+    if failed:
+        return f"the migration cannot be done: {', '.join(failed)}"
+    return "nothing stands in the way of the migration; nothing was moved"
 
 
 def progress_text(stats: MigrationStats, now: float) -> str:

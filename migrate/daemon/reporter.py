@@ -6,19 +6,20 @@ full disk or a closed terminal cannot end a migration.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
 
 if TYPE_CHECKING:
     from migrate.errors import MigrateError
     from migrate.protocol.stats import MigrationStats
 
 
-class CheckItem(NamedTuple):
+class CheckItem(TypedDict):
     """One thing the pre-flight looked at; the event `check` carries a list of them as `items`."""
 
     what: str
     value: str
-    verdict: Literal["ok", "warning", "failed"]
+    verdict: Literal["ok", "note", "failed"]
+    """`note`: it works, but not quite as asked for."""
 
 
 class Reporter(Protocol):
@@ -29,8 +30,9 @@ class Reporter(Protocol):
 
         Args:
             name: lower case, with dashes: `listening`, `connected`, `negotiated`, `tracker`, `status`,
-                `round`, `paused`, `resumed`, `lane-reset`, `reconnecting`, `reconnected`, `prepared`,
-                `committed`, `running`, `cancelled`, `warning`, `check`. An unknown name is printed as it is.
+                `round`, `pausing`, `paused`, `resumed`, `lane-reset`, `reconnecting`, `waiting`,
+                `reconnected`, `prepared`, `committed`, `running`, `cancelled`, `warning`, `check`. An unknown
+                name is printed as it is.
             **fields: what JSON can hold; sizes in bytes, rates in bytes a second, times in seconds.
                 A `_` in a field's name reads as `-`. `round` comes when a round has ended, with its
                 row (`RoundStats.as_dict`); `check` has `items`, a list of CheckItem.

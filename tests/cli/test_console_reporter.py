@@ -8,7 +8,7 @@ import pytest
 from cli_support import MIB, Screen, applied, filled, source_stats, tell_migration
 from rich.console import Console
 
-from migrate.cli.console import ConsoleReporter, check_table, live_display
+from migrate.cli.console import ConsoleReporter, live_display
 from migrate.daemon.reporter import CheckItem
 from migrate.errors import MigrateError, NetworkError
 from migrate.kernel.results import STAGE_BULK, STAGE_ROUND
@@ -193,9 +193,13 @@ def test_the_live_display_of_the_destination() -> None:
 @pytest.mark.parametrize("columns", [80, 120])
 def test_the_pre_flight_as_a_table(columns: int) -> None:
     items = [
-        CheckItem("RAM block pc.ram", "1 GiB on both sides", "ok"),
-        CheckItem("space at the destination", "700 MiB free in /dev/shm, 1 GiB needed, " * 3, "failed"),
-        CheckItem("dirty tracker", "scan: 0.2 s a round", "warning"),
+        CheckItem(what="RAM block pc.ram", value="1 GiB on both sides", verdict="ok"),
+        CheckItem(
+            what="space at the destination",
+            value="700 MiB free in /dev/shm, 1 GiB needed, " * 3,
+            verdict="failed",
+        ),
+        CheckItem(what="dirty tracker", value="scan: 0.2 s a round", verdict="note"),
     ]
     screen = Screen(columns)
     reporter_on(screen).event("check", items=items)
@@ -204,10 +208,10 @@ def test_the_pre_flight_as_a_table(columns: int) -> None:
     assert lines[1].startswith("RAM block pc.ram          1 GiB on both sides")
     assert lines[1].endswith("ok")
     assert lines[2].endswith("failed")
-    assert lines[-1].endswith("warning")
+    assert lines[-2].endswith("note")
+    assert lines[-1].endswith("the migration cannot be done: space at the destination")
     assert re.sub(r"\s+", "", screen.text).count("1GiBneeded") == 3  # wrapped, not cut
     assert max(map(len, lines)) <= columns
-    assert check_table([]).row_count == 0
 
 
 def test_the_error_block_ends_the_live_display() -> None:
@@ -246,7 +250,7 @@ def test_a_peer_cannot_steer_the_terminal() -> None:
     reporter.event("warning", message=evil)
     reporter.event(evil, **{evil: evil})
     reporter.event("round", round=evil)
-    reporter.event("check", items=[CheckItem(evil, evil, "ok")])
+    reporter.event("check", items=[CheckItem(what=evil, value=evil, verdict="ok")])
     stats = source_stats()
     stats.dirty_tracker = evil
     reporter.summary(stats, 0.0, evil, guest=evil)

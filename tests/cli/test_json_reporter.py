@@ -98,7 +98,7 @@ def test_an_error_in_json() -> None:
 
 
 def test_check_items_are_objects() -> None:
-    item = CheckItem("RAM block pc.ram", "1 GiB on both sides", "ok")
+    item = CheckItem(what="RAM block pc.ram", value="1 GiB on both sides", verdict="ok")
     (event,) = told(lambda reporter: reporter.event("check", items=[item]))
     assert event["items"] == [{"what": "RAM block pc.ram", "value": "1 GiB on both sides", "verdict": "ok"}]
 

@@ -119,16 +119,19 @@ def test_progress_in_words() -> None:
 
 def test_the_pre_flight_as_a_table() -> None:
     items = [
-        CheckItem("RAM block pc.ram", "1 GiB on both sides", "ok"),
-        CheckItem("space", "700 MiB free, 1 GiB needed", "failed"),
-        CheckItem("clock", "1970", "warning"),
+        CheckItem(what="RAM block pc.ram", value="1 GiB on both sides", verdict="ok"),
+        CheckItem(what="space", value="700 MiB free, 1 GiB needed", verdict="failed"),
+        CheckItem(what="clock", value="1970", verdict="note"),
     ]
     lines, _ = told(lambda reporter: reporter.event("check", items=items))
     assert lines == [
-        "ok       RAM block pc.ram  1 GiB on both sides",
-        "failed   space             700 MiB free, 1 GiB needed",
-        "warning  clock             1970",
+        "ok      RAM block pc.ram  1 GiB on both sides",
+        "failed  space             700 MiB free, 1 GiB needed",
+        "note    clock             1970",
+        "the migration cannot be done: space",
     ]
+    lines, _ = told(lambda reporter: reporter.event("check", items=[items[0], items[2]]))
+    assert lines[2:] == ["nothing stands in the way of the migration; nothing was moved"]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +181,7 @@ def test_a_peer_cannot_steer_the_terminal() -> None:
         reporter.event("connected", peer=evil)
         reporter.event("listening", host=evil, port=evil)
         reporter.event("tracker", name=evil, reasons={evil: evil})
-        reporter.event("check", items=[CheckItem(evil, evil, "ok")])
+        reporter.event("check", items=[CheckItem(what=evil, value=evil, verdict="ok")])
         reporter.summary(source_stats(), 0.0, evil, guest=evil, fact=evil)
         reporter.error(MigrateError(evil, side=evil, guest=evil, hint=evil))
 
@@ -225,8 +228,8 @@ def test_events_in_words(name: str, fields: dict[str, Any], text: str) -> None:
 def test_the_destination_tells_its_side_of_it() -> None:
     assert event_text("connected", {"peer": "a:1"}, "destination") == "connection from a:1"
     assert (
-        event_text("reconnecting", {"reason": "silent for 10 s"}, "destination")
-        == "connection lost: silent for 10 s; waiting for the source to come back"
+        event_text("waiting", {"reason": "silent for 10 s", "seconds": 60.0}, "destination")
+        == "connection lost: silent for 10 s; waiting for up to 1 min 00 s for the source to come back"
     )
 
 
