@@ -288,7 +288,9 @@ def error_lines(program: str, error: MigrateError) -> list[tuple[str, str]]:
     such as what a hook wrote.
     """
     verdict = "cancelled" if error.exit_code == 130 else "error"
-    lines = [(f"{program}: {verdict}", _printable_lines(error.message or type(error).__name__))]
+    message = _printable_lines(error.message or type(error).__name__)
+    title = program if message.startswith("cancelled") else f"{program}: {verdict}"  # not twice
+    lines = [(title, message)]
     if error.side:
         lines.append((f"{'failed' if verdict == 'error' else verdict} at", f"the {printable(error.side)}"))
     if error.guest:

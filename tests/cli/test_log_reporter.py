@@ -162,6 +162,10 @@ def test_the_pre_flight_as_a_table() -> None:
             "  cancelled at: the destination\n"
             "  exit code: 130 (cancelled)\n",
         ),
+        (
+            CancelledMigration("cancelled (SIGINT)"),
+            "migrate-src: cancelled (SIGINT)\n  exit code: 130 (cancelled)\n",
+        ),
         (MigrateError(""), "migrate-src: error: MigrateError\n  exit code: 1 (unexpected)\n"),
     ],
 )
