@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import time
-
 from tests.containers import guest
 from tests.containers.hosts import Hosts
+
+KEEPALIVE_SECONDS = 3
 
 
 def test_a_cut_link_costs_a_lane_reset_and_the_guest_never_stops() -> None:
     with Hosts(
         MIGRATE_RAM_SIZE="128M",
-        MIGRATE_SOURCE_OPTIONS="--max-bandwidth 16M --keepalive-timeout 3",
-        MIGRATE_DESTINATION_OPTIONS="--keepalive-timeout 3",
+        MIGRATE_SOURCE_OPTIONS=f"--max-bandwidth 16M --keepalive-timeout {KEEPALIVE_SECONDS}",
+        MIGRATE_DESTINATION_OPTIONS=f"--keepalive-timeout {KEEPALIVE_SECONDS}",
     ) as hosts:
         guest.start(hosts)
         hosts.up("source")
         source = hosts.log("source")
         source.wait("progress", lambda event: event["ram"]["normal"] > 0)
 
-        cut_at = time.monotonic_ns()
         hosts.cut("source")
         source.wait("reconnecting")
         guest.wait_for_beats(hosts, "host-a", 1000)
         assert not source.events("paused")
-        cut_ns = time.monotonic_ns() - cut_at
         hosts.mend("source")
         source.wait("reconnected")
         source.wait("lane-reset")
@@ -39,5 +37,6 @@ def test_a_cut_link_costs_a_lane_reset_and_the_guest_never_stops() -> None:
         guest.wait_for_beats(hosts, "host-b", 1000)
         guest.stop(hosts)
         before, _ = guest.check(hosts)["runs"]
-        # Had the guest been held while the link was down, one pause would be about as long as the cut.
-        assert before["longest-pause-ns"] < cut_ns / 2
+        # Had the guest been held until the break was noticed, or until the link was mended, there would be a
+        # pause of KEEPALIVE_SECONDS or more.
+        assert before["longest-pause-ns"] < KEEPALIVE_SECONDS * 1e9 / 2
