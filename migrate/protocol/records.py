@@ -52,7 +52,7 @@ def decode_block_list(body: bytes | memoryview, page_size: int) -> list[tuple[st
 
     def word(at: int) -> int:
         if at + 8 > len(data):
-            raise RecordError("truncated", at, "the block list is cut short")
+            raise RecordError("truncated", min(at, len(data)), "the block list is cut short")
         return int(_WORD.unpack_from(data, at)[0])
 
     head = word(0)

@@ -305,6 +305,8 @@ def _check_position(link: LaneLink, epoch: int, sequence: int) -> None:
 def rejected(message: m.Reject) -> RefusedError:
     """The error for a refused hello."""
     change = f"change {message.option} at the {message.side}" if message.option else None
+    if message.option and not message.option.startswith("--"):
+        change = f"at the {message.side}: {message.option}"
     return RefusedError(
         f"the destination refused the migration: {message.reason}", side=message.side, hint=change
     )

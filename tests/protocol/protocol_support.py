@@ -1,0 +1,111 @@
+"""What the protocol tests share: messages to begin with, and RAM files of a few pages in several blocks."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from migrate.config import RamSpec
+from migrate.protocol import messages as m
+from migrate.ram.image import RamImage
+
+PAGE = 1024
+SEED = bytes(range(32))
+MIGRATION = bytes(range(16))
+SECRET = bytes(range(100, 132))
+STRIPE = 1024
+"""Pages of a stripe when a page has 1 KiB; each block begins one, so block k belongs to lane k % lanes."""
+
+
+def make_hello(ram: Sequence[tuple[str, int]] = (("pc.ram", 8 * PAGE),), **changes: object) -> m.Hello:
+    """A hello that every destination accepts."""
+    hello = m.Hello(
+        versions=[m.PROTOCOL_VERSION],
+        migration=MIGRATION,
+        attempt=1,
+        resume=False,
+        check=False,
+        software="migrate test",
+        page_size=PAGE,
+        blocks=[m.Block(name, length) for name, length in ram],
+        data_bytes=0,
+        cache_bytes=1 << 16,
+        cache_rule="default",
+        lanes=1,
+        codec="none",
+        verify="ram",
+        digest_seed=SEED,
+    )
+    return replace(hello, **changes)  # type: ignore[arg-type]
+
+
+class RamFiles:
+    """The RAM of one side: blocks `b0`, `b1` … in files of a directory."""
+
+    def __init__(self, directory: Path, pages: Sequence[int], page_size: int = PAGE) -> None:
+        directory.mkdir()
+        self.page_size = page_size
+        self.pages = list(pages)
+        self.specs = [RamSpec(f"b{number}", directory / f"b{number}.ram") for number in range(len(pages))]
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Block name → bytes."""
+        return {spec.name: count * self.page_size for spec, count in zip(self.specs, self.pages, strict=True)}
+
+    def create(self) -> None:
+        """Make the files: all holes."""
+        for spec, count in zip(self.specs, self.pages, strict=True):
+            with spec.path.open("xb") as file:
+                os.truncate(file.fileno(), count * self.page_size)
+
+    def write(self, block: int, page: int, content: bytes) -> None:
+        """As a guest does."""
+        with self.specs[block].path.open("r+b") as file:
+            file.seek(page * self.page_size)
+            file.write(content)
+
+    def read(self) -> list[bytes]:
+        """All of it, block by block."""
+        return [spec.path.read_bytes() for spec in self.specs]
+
+    def dirty_randomly(self, rng: random.Random, count: int) -> None:
+        """Change pages in the ways guests do: a few bytes, whole pages, pages of zeros."""
+        for _ in range(count):
+            block = rng.randrange(len(self.pages))
+            page = rng.randrange(self.pages[block])
+            kind = rng.random()
+            if kind < 0.5:
+                with self.specs[block].path.open("r+b") as file:
+                    file.seek(page * self.page_size + rng.randrange(self.page_size - 8))
+                    file.write(rng.randbytes(rng.randrange(1, 8)))
+            else:
+                self.write(
+                    block, page, bytes(self.page_size) if kind < 0.6 else rng.randbytes(self.page_size)
+                )
+
+
+@contextmanager
+def two_images(
+    directory: Path, pages: Sequence[int], page_size: int = PAGE
+) -> Iterator[tuple[RamFiles, RamImage, RamFiles, RamImage]]:
+    """Source and destination: files and open images, the destination marked as incoming."""
+    here, there = (RamFiles(directory / side, pages, page_size) for side in ("source", "destination"))
+    here.create()
+    with (
+        RamImage.open_source(here.specs, page_size) as source,
+        RamImage.open_destination(there.specs, here.lengths, page_size) as destination,
+    ):
+        destination.mark(MIGRATION.hex())
+        yield here, source, there, destination
+
+
+def flipped(data: bytes | bytearray | memoryview, bit: int) -> bytearray:
+    """The data with one bit changed."""
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return changed
