@@ -76,16 +76,16 @@ static void make_world(struct world *w, struct random *random)
     static const char *const names[BLOCKS_MAX] = {"pc.ram", "vga.vram", "b"};
     struct mk_block plan[BLOCKS_MAX] = {0};
     size_t blocks = 1 + below(random, BLOCKS_MAX);
-    uint64_t page = STRIPE * below(random, 3);
+    uint64_t page = STRIPE * below(random, 2);
     memset(w, 0, sizeof *w);
     w->random = random;
-    w->page_size = one_in(random, 10) ? 1024u << below(random, 5) : one_in(random, 3) ? 4096 : 1024;
+    w->page_size = one_in(random, 20) ? 1024u << below(random, 7) : one_in(random, 4) ? 4096 : 1024;
     for (size_t i = 0; i < blocks; i++) {
         plan[i].first_page = page;
-        plan[i].pages = 1 + below(random, 90);
+        plan[i].pages = 1 + below(random, one_in(random, 8) ? 90 : 20);
         plan[i].name_length = (uint8_t)strlen(names[i]);
         memcpy(plan[i].name, names[i], plan[i].name_length);
-        page += (plan[i].pages + STRIPE - 1) / STRIPE * STRIPE + STRIPE * below(random, 2);
+        page += (plan[i].pages + STRIPE - 1) / STRIPE * STRIPE + STRIPE * one_in(random, 8);
     }
     uint8_t *page_key = exactly(w->page_size), root_key[16];
     random_bytes(random, page_key, w->page_size);
@@ -96,7 +96,7 @@ static void make_world(struct world *w, struct random *random)
     make_side(w, &w->target, plan, blocks, true);
     w->with_cache = !one_in(random, 6);
     bool qemu_rule = one_in(random, 2);
-    uint64_t budget = below(random, 150) * (w->page_size + 32);
+    uint64_t budget = below(random, 60) * (w->page_size + 32);
     CHECK(mk_cache_init(&w->source.cache, &w->keys, budget, qemu_rule) == 0);
     CHECK(mk_cache_init(&w->target.cache, &w->keys, budget, qemu_rule) == 0);
     w->lanes = 1 + below(random, 2);
@@ -212,7 +212,7 @@ static size_t invent_records(struct random *random, const struct world *w, uint8
     static const uint8_t deltas[][8] = {{1, 0, 0}, {1, 0, 3, 0, 1, 9}, {1, 0, 4, 1, 2, 7, 8}, {1, 0, 1, 0}};
     size_t at = 0;
     for (unsigned i = 0; i < INVENTED; i++) {
-        uint64_t word = below(random, 70) * w->page_size | types[below(random, one_in(random, 9) ? 10 : 8)];
+        uint64_t word = below(random, 6) * w->page_size | types[below(random, one_in(random, 9) ? 10 : 8)];
         for (int byte = 7; byte >= 0; byte--)
             to[at++] = (uint8_t)(word >> (8 * byte));
         if (!(word & 0x20)) {
@@ -241,8 +241,8 @@ static uint8_t *attack(struct random *random, const struct world *w, const uint8
     uint8_t *changed = exactly(2 * *length + INVENTED * (w->page_size + 300));
     memcpy(changed, body, *length);
     switch (below(random, 6)) {
-    case 0: /* cut */
-        *length = below(random, *length + 1);
+    case 0: /* cut, often just before the end of a record */
+        *length = one_in(random, 2) ? below(random, *length + 1) : *length - below(random, *length < 3 ? *length : 3);
         break;
     case 1: /* twice: every page occurs again, deltas against what the first pass left */
         memcpy(changed + *length, body, *length);
@@ -371,7 +371,7 @@ static void run_round(struct world *w, uint64_t lane)
         CHECK(filled.length <= w->room && filled.next_page >= start);
         CHECK(filled.crc == oracle_crc32c(w->out, filled.length, 0));
         uint8_t *body = copy_of(w->out, filled.length);
-        for (unsigned i = below(w->random, 4) ? 0 : 3; i > 0; i--)
+        for (unsigned i = one_in(w->random, 3) ? 6 : 0; i > 0; i--)
             apply_changed(w, body, filled.length, lane);
         apply_honest(w, &filled, body, lane);
         free(body);
