@@ -162,7 +162,7 @@ class DestinationLane:
             raise ProtocolError(f"a batch of round {header.round} came after round {self._round}")
         if (header.kind is Kind.FINAL) and header.stage != STAGE_LAST:
             raise ProtocolError("a final batch came while the guest runs")
-        if header.kind is not Kind.RECORDS and header.records:
+        if header.kind is not Kind.RECORDS and (header.records or header.digest_sum):
             raise ProtocolError("only a batch of records has records")
         self._header = header
         return header.wire_length

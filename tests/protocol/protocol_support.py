@@ -47,7 +47,7 @@ class RamFiles:
     """The RAM of one side: blocks `b0`, `b1` … in files of a directory."""
 
     def __init__(self, directory: Path, pages: Sequence[int], page_size: int = PAGE) -> None:
-        directory.mkdir()
+        directory.mkdir(parents=True)
         self.page_size = page_size
         self.pages = list(pages)
         self.specs = [RamSpec(f"b{number}", directory / f"b{number}.ram") for number in range(len(pages))]
