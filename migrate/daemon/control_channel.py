@@ -93,8 +93,8 @@ class ControlChannel(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Queue the bytes behind what threads have told the loop already.
 
-        A lane thread tells of a batch before it sends it; uvloop, though, reads sockets before it looks at that
-        queue, so that an acknowledgement could be seen before the batch.
+        A lane thread tells of a batch before it sends it; uvloop, though, reads sockets before it looks at
+        that queue, so that an acknowledgement could be seen before the batch.
         """
         asyncio.get_running_loop().call_soon(self._take, data)
 

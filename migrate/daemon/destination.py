@@ -23,7 +23,7 @@ CLOSE_SECONDS = 2.0
 
 
 async def serve(config: DestinationConfig, reporter: Reporter) -> None:
-    """Take migrations: one with `--once`, else until cancelled. A failed one ends the daemon only with `--once`.
+    """Take migrations: one with `--once`, else until cancelled; a failed one does not end it then.
 
     Raises:
         MigrateError: the failure of the one migration, or that listening is impossible.
@@ -168,7 +168,7 @@ class DestinationDaemon:
             if owner is not None:
                 raise RamError(
                     f"{spec.path} belongs to the guest that migration {owner} brought here",
-                    hint="remove the file once that guest is gone, or start another migrate-dst with other files",
+                    hint="remove the file once that guest is gone, or start migrate-dst with other files",
                 )
 
     def _answer(self, channel: ControlChannel, message: m.Accept | m.Reject) -> None:

@@ -1,7 +1,7 @@
 """The thread behind a destination lane: reads batches into private memory and has the lane apply them.
 
-One way only: acknowledgements go over the control connection. The thread ends with the final batch, at the first error,
-and when it is stopped; it says which.
+One way only: acknowledgements go over the control connection. The thread ends with the final batch, at the
+first error, and when it is stopped; it says which.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The thread behind a source lane: opens the connection, makes batches, sends them at the allowed rate.
 
-While it runs the lane is its own: whatever others want of the lane goes through `post`. It tells what happens by
-calls into the event loop, a batch *before* its first byte leaves, so that no acknowledgement can overtake it.
+While it runs the lane is its own: whatever others want of the lane goes through `post`. It tells what happens
+by calls into the event loop, a batch *before* its first byte leaves: no acknowledgement can overtake it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The destination's listening socket: tells connections apart by their first bytes, within time and number limits.
+"""The destination's listening socket: tells connections apart by their first bytes, within limits.
 
 "MIGRATE" 1   control: the first message must be a hello
 "MIGRATE" 2   lane: one lane-open frame, then batches
@@ -137,7 +137,7 @@ class Listener:
         self._events.lane_came(opening, sock)
 
     async def _greet_control(self, sock: socket.socket) -> None:
-        """Wait for the hello; its handler sets the channel's callbacks to its own. The channel owns the socket."""
+        """Wait for the hello; who takes it sets the channel's callbacks. The channel owns the socket."""
         first: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
         def lost(reason: str) -> None:

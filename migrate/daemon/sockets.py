@@ -19,8 +19,8 @@ def tune_control(sock: socket.socket) -> None:
 def tune_lane(sock: socket.socket, *, sends: bool) -> None:
     """Large buffers for batches of a mebibyte.
 
-    Where the system's limit is lower than that and may not be exceeded, the kernel's own tuning is better than a
-    small fixed size, so nothing is set then.
+    Where the system's limit is lower than that and may not be exceeded, the kernel's own tuning is better
+    than a small fixed size, so nothing is set then.
     """
     tune_control(sock)
     forced = _SO_SNDBUFFORCE if sends else _SO_RCVBUFFORCE

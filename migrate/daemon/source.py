@@ -68,8 +68,8 @@ def make_hello(config: SourceConfig, image: RamImage) -> m.Hello:
 async def migrate(config: SourceConfig, reporter: Reporter) -> None:
     """Move the guest's RAM as configured; returns when the guest runs at the destination.
 
-    Cancelling the task cancels the migration in an orderly way: the guest is resumed first. Once the commit may have
-    left, cancelling has no effect any more.
+    Cancelling the task cancels the migration in an orderly way: the guest is resumed first. Once the commit
+    may have left, cancelling has no effect any more.
 
     Raises:
         MigrateError: the class says what failed, `guest` where the guest runs now.
@@ -124,8 +124,7 @@ class SourceDaemon:
             await self._clean_up(ticker)
         now = time.monotonic()
         outcome = self._machine.outcome
-        if outcome != "checked":
-            self._reporter.summary(self._machine.stats, now, outcome, guest=self._machine.guest_place)
+        self._reporter.summary(self._machine.stats, now, outcome, guest=self._machine.guest_place)
         if error is not None:
             raise error
 
@@ -138,7 +137,7 @@ class SourceDaemon:
                 if not self._machine.cancel(time.monotonic(), reason):
                     self._reporter.event(
                         "warning",
-                        message="too late to cancel: the guest is being handed over; waiting for the destination",
+                        message="too late to cancel: the guest is being handed over",
                     )
                 self._perform()
 

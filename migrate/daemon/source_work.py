@@ -15,7 +15,8 @@ from migrate.daemon.device_state import StateDirectory
 from migrate.daemon.guest import GuestControl
 from migrate.daemon.hooks import hook_environment, run_hook
 from migrate.errors import CancelledMigration, GuestError, MigrateError, VerifyError
-from migrate.protocol.source import HarvestResult, SourceMachine
+from migrate.protocol.source import SourceMachine
+from migrate.protocol.source_rounds import HarvestResult
 from migrate.ram.bitmap import DirtyBitmap
 from migrate.ram.digests import read_digests
 from migrate.ram.image import RamImage
@@ -89,8 +90,8 @@ class SourceWork:
     async def confirm(self) -> MigrateError | None:
         """After the last copy: the guest still stands, and RAM still is what was sent.
 
-        Every page is read once more, whatever the tracker: it costs what a harvest costs, while the destination
-        verifies.
+        Every page is read once more, whatever the tracker: it costs what a harvest costs, while the
+        destination verifies.
         """
         differing = await asyncio.to_thread(self._differing)
         if not await self._guest.still_paused():
@@ -104,7 +105,7 @@ class SourceWork:
         return None
 
     async def let_go(self) -> MigrateError | None:
-        """The guest runs at the destination: compare our RAM a last time, then end or keep the stopped guest."""
+        """The guest runs at the destination: compare RAM a last time, then end or keep the stopped guest."""
         problem: MigrateError | None = None
         if self._config.verify != "stream":
             differing = await asyncio.to_thread(self._differing)

@@ -27,6 +27,7 @@ from migrate.protocol.destination_states import BEFORE_COMMIT, EXPECTED, STATUS,
 from migrate.protocol.handshake import Agreement
 from migrate.protocol.keepalive import Keepalive
 from migrate.protocol.lane_destination import AppliedBatch
+from migrate.protocol.peer_errors import peer_error
 from migrate.protocol.schema import Message
 from migrate.protocol.stats import MigrationStats
 from migrate.ram.digests import DigestTable
@@ -311,7 +312,8 @@ class DestinationMachine:
                 self.fail(now, CancelledMigration(f"the source cancelled: {message.reason}", side="source"))
             case m.Failed():
                 self.linked = False
-                self.fail(now, MigrateError(f"the source gave up: {message.reason}", side="source"))
+                text = f"the source gave up: {message.reason}"
+                self.fail(now, peer_error(message.exit_code, text, "source"))
             case _:
                 self._expected_message(now, message)
 

@@ -7,63 +7,25 @@ the time), outputs are the actions that `take_actions` returns; the shell carrie
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from migrate import kernel
 from migrate.config import SourceConfig
-from migrate.errors import (
-    CancelledMigration,
-    GuestError,
-    MigrateError,
-    NetworkError,
-    NotConvergedError,
-    ProtocolError,
-    RamError,
-    RefusedError,
-    UndecidedError,
-    VerifyError,
-)
-from migrate.kernel.results import STAGE_BULK, STAGE_ROUND
+from migrate.errors import CancelledMigration, MigrateError, NetworkError, ProtocolError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
-from migrate.protocol.bandwidth import RateMeter
 from migrate.protocol.batch import CODECS
 from migrate.protocol.handshake import lane_cache_bytes
 from migrate.protocol.lane_link import LaneLink
 from migrate.protocol.lane_source import SentBatch, SourceLane
+from migrate.protocol.peer_errors import peer_error
 from migrate.protocol.schema import Message
+from migrate.protocol.source_ending import SourceEnding
 from migrate.protocol.source_link import ControlState, SourceLink, rejected
 from migrate.protocol.source_pause import PauseSequence
+from migrate.protocol.source_rounds import HarvestResult, SourceRounds
 from migrate.protocol.source_states import EXPECTED, LIVE, NUMBERED, PAUSED, STATUS, TRANSITIONS, SourceState
 from migrate.protocol.stats import MigrationStats
-from migrate.protocol.switchover import SwitchoverPolicy
-from migrate.ram.bitmap import DirtyBitmap
 from migrate.ram.digests import DigestTable
 from migrate.ram.image import RamImage
-
-_PEER_ERRORS: dict[int, type[MigrateError]] = {
-    cls.exit_code: cls
-    for cls in (
-        RefusedError,
-        NetworkError,
-        ProtocolError,
-        GuestError,
-        VerifyError,
-        RamError,
-        CancelledMigration,
-    )
-}
-
-
-@dataclass(frozen=True)
-class HarvestResult:
-    """What the shell found: pages that are dirty (fetched and cleared), and what it cost."""
-
-    dirty: DirtyBitmap
-    pages: int
-    seconds: float
-    began: float
-    """When the fetching began, monotonic."""
 
 
 class SourceMachine:
@@ -81,26 +43,17 @@ class SourceMachine:
         self.state = SourceState.NEW
         self.stats = MigrationStats(page_size=hello.page_size, total=image.layout.ram_bytes)
         self.stats.verify = hello.verify
+        self.stats.expected_downtime_ms = config.downtime_limit_ms  # as QEMU, until something is known
         self.keys = kernel.Keys(hello.digest_seed, hello.page_size)
         self.digests = DigestTable(self.keys, image.layout)
-        self.outcome = "failed"
-        self.policy = SwitchoverPolicy(config, hello.page_size)
-        self.meter = RateMeter()
-        self.round = 0
         self._image = image
-        self._live = live
         self._actions: list[a.Action] = []
         self.link = SourceLink(
             hello, config.keepalive_timeout, config.reconnect_timeout, self.emit, self.stats
         )
+        self.rounds = SourceRounds(self, image.layout.total_pages, hello.page_size, live)
         self.pause = PauseSequence(self)
-        self._dirty = DirtyBitmap(image.layout.total_pages)
-        self._started = 0.0
-        self._error: MigrateError | None = None
-        self._first: HarvestResult | None = None
-        self._handed_over = False
-        self._resume_pending = False
-        self._resume_problem: MigrateError | None = None
+        self.ending = SourceEnding(self)
 
     # --- for the shell ----------------------------------------------------------------------------
 
@@ -120,23 +73,20 @@ class SourceMachine:
         return (self.digests.root + changed) % (1 << 128)
 
     @property
+    def outcome(self) -> str:
+        """`completed`, `failed`, `cancelled`, `undecided` or `checked`, once it has ended."""
+        return self.ending.outcome
+
+    @property
     def guest_place(self) -> str:
         """One clause: where the guest runs now."""
-        if self.state is SourceState.COMMITTING or self.outcome == "undecided":
-            return "the guest is stopped at the source and may run at the destination"
-        if self._handed_over:
-            return "the guest runs at the destination"
-        if self._error is not None and self._error.guest is not None:
-            return self._error.guest
-        if self._resume_problem is not None:
-            return "the guest is still stopped at the source"
-        return "the guest runs at the source as before"
+        return self.ending.guest_place
 
     # --- inputs: connections ----------------------------------------------------------------------
 
     def start(self, now: float) -> None:
         """Begin."""
-        self._started = now
+        self.rounds.start(now)
         self.stats.start(now)
         self.enter(SourceState.SETUP)
         self.link.connect()
@@ -152,15 +102,15 @@ class SourceMachine:
             self.link.control = ControlState.DOWN
             message = f"cannot talk to the destination at {self.config.to}: {reason}"
             hint = f"is migrate-dst running there? start it with --listen {self.config.to}"
-            self.fail(now, NetworkError(message, side="destination", hint=hint))
+            self.ending.fail(now, NetworkError(message, side="destination", hint=hint))
         elif self.state is SourceState.COMMITTING:
-            self.undecided(now, reason)
+            self.ending.undecided(now, reason)
         elif self.state in LIVE:
-            self.meter.idle(now)
+            self.rounds.meter.idle(now)
             try:
                 self.link.lost(now, reason)
             except NetworkError as error:
-                self.fail(now, error)
+                self.ending.fail(now, error)
                 return
             if self.state in PAUSED:
                 self.pause.abandon(now, NetworkError(f"the connection broke during the pause: {reason}"))
@@ -174,7 +124,7 @@ class SourceMachine:
             self._message(now, message)
         except ProtocolError as error:
             error.with_context(side="destination", hint="use the same version of migrate on both hosts")
-            self.fail(now, error)
+            self.ending.fail(now, error)
 
     def _message(self, now: float, message: Message) -> None:
         match message:
@@ -187,12 +137,12 @@ class SourceMachine:
             case m.Reject():
                 if self.link.control is not ControlState.GREETING:
                     raise ProtocolError("a reject came that answers no hello")
-                self.fail(now, rejected(message))
+                self.ending.fail(now, rejected(message))
             case m.Failed():
-                kind = _PEER_ERRORS.get(message.exit_code, MigrateError)
-                self.fail(now, kind(f"the destination failed: {message.reason}", side="destination"))
+                text = f"the destination failed: {message.reason}"
+                self.ending.fail(now, peer_error(message.exit_code, text, "destination"))
             case m.Cancel():
-                self.fail(now, CancelledMigration(f"the destination cancelled: {message.reason}"))
+                self.ending.fail(now, CancelledMigration(f"the destination cancelled: {message.reason}"))
             case _:
                 self._expected_message(now, message)
 
@@ -225,8 +175,8 @@ class SourceMachine:
             self.stats.add_wire(batch.wire_bytes)
         link = self.link.lanes[lane]
         link.sent(batch, now)
-        self.meter.busy(now)
-        self._check_round(now)
+        self.rounds.meter.busy(now)
+        self.rounds.check_out(now)
 
     def lane_broken(self, now: float, lane: int, reason: str) -> None:
         """A lane thread has ended because its connection failed."""
@@ -234,20 +184,20 @@ class SourceMachine:
         if self.state in PAUSED:
             self.pause.abandon(now, NetworkError(f"a lane broke during the pause: {reason}"))
         self._advance(now)
-        self._check_end(now)
+        self.ending.check(now)
 
     def lane_stopped(self, now: float, lane: int) -> None:
         """A lane thread was stopped as asked."""
         self.link.lanes[lane].has_thread = False
         self._advance(now)
-        self._check_end(now)
+        self.ending.check(now)
 
     def failed(self, now: float, error: MigrateError) -> None:
         """The shell met an error of this side (RAM cannot be read, the guest died, …)."""
         if self.state is SourceState.REREADING:
-            self.completed(now, error)
+            self.ending.completed(now, error)
         else:
-            self.fail(now, error)
+            self.ending.fail(now, error)
 
     # --- inputs: tracking and time ----------------------------------------------------------------
 
@@ -256,27 +206,16 @@ class SourceMachine:
         if self.state is not SourceState.TRACKING:
             return
         self.stats.setup_done(now)
-        self._first = first
-        self._check_tracked(now)
-
-    def _check_tracked(self, now: float) -> None:
-        """Begin to send; where all of it is sent in the pause, only once every lane has its connection."""
-        if self.state is not SourceState.TRACKING or self._first is None:
-            return
-        if self._live:
-            self._start_round(now, self._first, STAGE_BULK)
-        elif self.link.all_lanes_up:
-            self._dirty.union(self._first.dirty)
-            self.begin_pause(now, "the tracker has no live rounds")
+        self.rounds.tracking(now, first)
 
     def harvested(self, now: float, result: HarvestResult) -> None:
         """A harvest is done."""
-        self._dirty.union(result.dirty)
+        self.rounds.take(result)
         self.pause.work_ended("harvest")
         if self.state is SourceState.LAST_HARVEST:
             self.pause.harvested(now, result)
         elif self.state is SourceState.HARVESTING:
-            self._decide(now, result)
+            self.rounds.decide(now, result)
         else:
             self.check_resumed(now)
 
@@ -284,7 +223,7 @@ class SourceMachine:
         """A person wants to stop. False once the commit may have left: then it cannot be stopped."""
         if self.state in (SourceState.COMMITTING, SourceState.REREADING, SourceState.ENDED):
             return False
-        self.fail(now, CancelledMigration(reason))
+        self.ending.fail(now, CancelledMigration(reason))
         return True
 
     def tick(self, now: float) -> None:
@@ -300,15 +239,12 @@ class SourceMachine:
         if lane is not None:
             self._lane_stalls(now, lane)
         self._advance(now)
-        self._check_tracked(now)
-        if self.state in (SourceState.SENDING, SourceState.HARVESTING) and self.policy.timed_out(
-            now - self._started
-        ):
-            self._timeout(now)
-        elif self.state in PAUSED:
+        self.rounds.check_tracked(now)
+        self.rounds.check_timeout(now)
+        if self.state in PAUSED:
             self.pause.tick(now)
 
-    # --- rounds -----------------------------------------------------------------------------------
+    # --- setting up, lanes ----------------------------------------------------------------------
 
     def _accepted(self, now: float, accept: m.Accept) -> None:
         resumed = self.link.agreed is not None
@@ -328,8 +264,7 @@ class SourceMachine:
         }
         self.emit(a.Report("negotiated", fields))
         if self.config.check:
-            self.outcome = "checked"
-            self._finish(now)
+            self.ending.checked(now)
             return
         for number in range(accept.lanes):
             lane = SourceLane(
@@ -350,11 +285,11 @@ class SourceMachine:
     def _advance(self, now: float) -> None:
         """Reset and open lanes where it is time; a lane that never gets anywhere ends the migration."""
         if not self.link.in_flight_bytes:
-            self.meter.idle(now)
+            self.rounds.meter.idle(now)
         try:
             self.link.advance(now)
         except NetworkError as error:
-            self.fail(now, error)
+            self.ending.fail(now, error)
 
     def _acknowledged(self, now: float, message: m.Ack) -> None:
         if message.lane >= len(self.link.lanes):
@@ -362,75 +297,12 @@ class SourceMachine:
         link = self.link.lanes[message.lane]
         done = link.acknowledged(message.epoch, message.sequence, now)
         if done:
-            self.meter.add(now, done)
+            self.rounds.meter.add(now, done)
             self.emit(a.PassAck(message.lane, message.epoch, message.sequence))
         if not self.link.in_flight_bytes:
-            self.meter.idle(now)
+            self.rounds.meter.idle(now)
         if self.state is SourceState.LAST_ROUND:
             self.pause.check_copied(now)
-
-    @property
-    def harvested_pages(self) -> int:
-        """Harvested and not yet given to lanes."""
-        return self._dirty.count()
-
-    def start_lanes(self, stage: int) -> None:
-        """Give every lane its share of what was harvested."""
-        dirty = self._dirty.take()
-        for link in self.link.lanes:
-            self.emit(a.StartRound(link.lane.number, self.round, stage, dirty))
-
-    def _start_round(self, now: float, harvest: HarvestResult, stage: int) -> None:
-        self._dirty.union(harvest.dirty)
-        self.round += 1
-        self.enter(SourceState.SENDING)
-        self.stats.round_started(self.round, self.harvested_pages + self.stats.remaining_pages, now)
-        self.policy.round_started(harvest.began)
-        self.emit(a.SetRate(self.config.max_bandwidth))
-        self.start_lanes(stage)
-
-    def _check_round(self, now: float) -> None:
-        """All lanes have put the end of the round on its way: harvest."""
-        if self.state is not SourceState.SENDING:
-            return
-        if not all(link.round_out == self.round for link in self.link.lanes):
-            return
-        self.stats.round_ended(now)
-        row = self.stats.current_round
-        assert row is not None
-        self.policy.round_ended(row, now, self.meter.rate(now))
-        self.emit(a.Report("round", row.as_dict(now, self.stats.page_size)))
-        self.enter(SourceState.HARVESTING)
-        self.emit(a.Harvest(stopped=False))
-
-    def _decide(self, now: float, result: HarvestResult) -> None:
-        decision = self.policy.decide(
-            now - self._started,
-            result,
-            self.harvested_pages + self.stats.remaining_pages,
-            self.link.in_flight_bytes,
-            self.link.keepalive.round_trip,
-        )
-        if decision.expected_downtime is not None:
-            self.stats.expected_downtime_ms = decision.expected_downtime * 1000
-        self.stats.eta = decision.eta
-        if decision.kind == "give-up":
-            self.fail(now, NotConvergedError(decision.reason, side="source", hint=decision.hint or None))
-        elif decision.kind == "switchover" and self.link.all_lanes_up:
-            self.begin_pause(now, decision.reason)
-        else:
-            self._start_round(now, result, STAGE_ROUND)
-
-    def _timeout(self, now: float) -> None:
-        if self.config.timeout_action == "cancel":
-            reason = self.policy.timed_out_reason(
-                now - self._started, self.stats.remaining_pages, self.meter.rate(now)
-            )
-            hint = "raise --timeout, or use --timeout-action pause"
-            self.fail(now, NotConvergedError(reason, side="source", hint=hint))
-        elif self.state is SourceState.SENDING and self.link.all_lanes_up:
-            self.policy.forced = True
-            self.begin_pause(now, f"the timeout of {self.config.timeout:g} s is over")
 
     def _lane_stalls(self, now: float, lane: LaneLink) -> None:
         reason = f"nothing was acknowledged for {now - lane.last_progress:.0f} s"
@@ -445,30 +317,24 @@ class SourceMachine:
 
     def resumed(self, now: float) -> None:
         """The guest runs at the source again."""
-        self._resume_pending = False
+        self.ending.resumed()
         if self.state is SourceState.RESUMING:
             self.stats.pause_given_up(now)
             self.emit(a.SetRate(self.config.max_bandwidth))
             self.check_resumed(now)
-        self._check_end(now)
+        self.ending.check(now)
 
     def check_resumed(self, now: float) -> None:
         """Go on with precopy once the guest runs and nothing that the pause asked for is under way."""
-        if self.state is not SourceState.RESUMING or self._resume_pending or not self.pause.at_rest:
-            return
-        self.enter(SourceState.SENDING)
-        self.stats.round_started(self.round, self.stats.remaining_pages, now)
-        self._check_round(now)
+        waiting = self.ending.resume_pending or not self.pause.at_rest
+        if self.state is SourceState.RESUMING and not waiting:
+            self.rounds.resume(now)
 
     def resume_failed(self, now: float, error: MigrateError) -> None:
-        """The guest could not be resumed: nothing is worth more than saying so."""
-        self._resume_pending = False
-        self._resume_problem = error
-        if self.state is not SourceState.ENDING:
-            self.fail(now, error)
-        self._check_end(now)
+        """The guest could not be resumed."""
+        self.ending.resume_failed(now, error)
 
-    # --- ends -------------------------------------------------------------------------------------
+    # --- states ------------------------------------------------------------------------------------
 
     def enter(self, state: SourceState) -> None:
         """Change the state; only along the table."""
@@ -476,95 +342,10 @@ class SourceMachine:
             raise AssertionError(f"no way from {self.state.value} to {state.value}")
         self.state = state
         if state in STATUS:
-            self._set_status(STATUS[state])
+            self.set_status(STATUS[state])
 
-    def _set_status(self, status: str) -> None:
+    def set_status(self, status: str) -> None:
+        """Show another of QEMU's status names."""
         if status != self.stats.status:
             self.emit(a.Report("status", {"old": self.stats.status, "new": status}))
             self.stats.status = status
-
-    def fail(self, now: float, error: MigrateError) -> None:
-        """End without a handover: the guest is resumed if it was paused. Later errors are dropped."""
-        if self.state is SourceState.COMMITTING:
-            self.undecided(now, error.message)
-            return
-        if self.state in (SourceState.REREADING, SourceState.ENDING, SourceState.ENDED):
-            return
-        self._error = error
-        cancelled = isinstance(error, CancelledMigration)
-        self.outcome = "cancelled" if cancelled else "failed"
-        if cancelled:
-            self.link.send_last(m.Cancel(error.message))
-        else:
-            self.link.send_last(m.Failed(error.exit_code, error.message))
-        paused = self.state in PAUSED
-        self._resume_pending = self._resume_pending or paused
-        self.enter(SourceState.ENDING)
-        self._set_status("cancelling" if cancelled else "failed")
-        if paused:
-            self.emit(a.ResumeGuest())
-        self.emit(a.Disconnect())
-        self.link.stop()
-        self._check_end(now)
-
-    def begin_resume(self) -> None:
-        """Ask for the guest to run again; `resumed` or `resume_failed` follows."""
-        self._resume_pending = True
-        self.emit(a.ResumeGuest())
-
-    def handed_over(self) -> None:
-        """The destination runs the guest."""
-        self._handed_over = True
-        self.enter(SourceState.REREADING)
-
-    def undecided(self, now: float, reason: str) -> None:
-        """The commit may have arrived: nobody resumes the guest but a person."""
-        self.outcome = "undecided"
-        self._error = UndecidedError(
-            f"the commit was sent, but the destination's answer did not come: {reason}",
-            side="destination",
-            guest="the guest is stopped at the source and may run at the destination",
-            hint=self._how_to_decide(),
-        )
-        self._finish(now)
-
-    def _how_to_decide(self) -> str:
-        resume = f"kill -CONT {self.config.guest_pid}" if self.config.guest_pid else self.config.resume_cmd
-        there = "look at migrate-dst's last lines and at the guest there"
-        if resume is None:
-            return f"{there}; if it says that the guest was not started, the source's copy is the guest"
-        return (
-            f"{there}; if the guest runs there, end the stopped one here;"
-            f" only if it surely does not run there, and never will: {resume}"
-        )
-
-    def completed(self, now: float, error: MigrateError | None) -> None:
-        """The guest is the destination's; `error` tells of a trouble that does not change that."""
-        self.outcome = "completed"
-        self._error = error
-        self._finish(now)
-
-    def _check_end(self, now: float) -> None:
-        if self.state is SourceState.ENDING and self.link.at_rest and not self._resume_pending:
-            self._finish(now)
-
-    def _finish(self, now: float) -> None:
-        if self.state in (SourceState.SETUP, SourceState.COMMITTING, SourceState.REREADING):
-            if self.state is SourceState.SETUP:
-                self.enter(SourceState.ENDING)
-            self.emit(a.Disconnect())
-            self.link.stop()
-        status = {"completed": "completed", "cancelled": "cancelled", "checked": "none"}.get(
-            self.outcome, "failed"
-        )
-        self._set_status(status)
-        self.enter(SourceState.ENDED)
-        self.stats.finish(now)
-        if self._error is not None:
-            hint = None
-            if self._resume_problem is not None and self.config.guest_pid:
-                hint = f"resume it by hand: kill -CONT {self.config.guest_pid}"
-                if self._resume_problem is not self._error:
-                    self._error.hint = hint
-            self._error.with_context(guest=self.guest_place, hint=hint)
-        self.emit(a.Finish(self._error))

@@ -23,7 +23,8 @@ from migrate.protocol.source_states import NUMBERED, PAUSED, SourceState
 from migrate.ram.bitmap import DirtyBitmap
 
 if TYPE_CHECKING:
-    from migrate.protocol.source import HarvestResult, SourceMachine
+    from migrate.protocol.source import SourceMachine
+    from migrate.protocol.source_rounds import HarvestResult
 
 MAX_ABANDONED = 3
 MAX_REPAIRS = 2
@@ -57,7 +58,7 @@ class PauseSequence:
         self._prepared = None
         self._unequal = None
         limit = machine.config.downtime_limit_ms / 1000
-        forced = machine.policy.forced or machine.round == 0
+        forced = machine.rounds.policy.forced or machine.rounds.number == 0
         self._deadline = None if forced else now + max(DEADLINE_FACTOR * limit, SHORTEST_DEADLINE)
         machine.stats.pause_started(now)
         self._phase_began = now
@@ -106,12 +107,12 @@ class PauseSequence:
         """The last dirty pages are known: send them, as fast as allowed for the pause."""
         machine = self._machine
         self._phase(now, "harvest")
-        machine.policy.last_harvest(result.seconds)
-        machine.round += 1
+        machine.rounds.policy.last_harvest(result.seconds)
+        machine.rounds.number += 1
         machine.enter(SourceState.LAST_ROUND)
-        machine.stats.round_started(machine.round, machine.harvested_pages, now)
+        machine.stats.round_started(machine.rounds.number, machine.rounds.harvested_pages, now)
         machine.emit(a.SetRate(machine.config.switchover_bandwidth))
-        machine.start_lanes(STAGE_LAST)
+        machine.rounds.start_lanes(STAGE_LAST)
 
     def state_collected(self, now: float, blobs: list[tuple[str, bytes]]) -> None:
         """The state command has ended."""
@@ -125,7 +126,7 @@ class PauseSequence:
         """The state command failed: without device state there is no guest to hand over."""
         self.work_ended("state")
         if self._machine.state in (SourceState.LAST_HARVEST, SourceState.LAST_ROUND):
-            self._machine.fail(now, error)
+            self._machine.ending.fail(now, error)
         self._machine.check_resumed(now)
 
     def check_copied(self, now: float) -> None:
@@ -174,7 +175,7 @@ class PauseSequence:
                 self._prepared = message
                 self._check_prepared(now)
             case m.Refused():
-                self._machine.fail(
+                self._machine.ending.fail(
                     now,
                     GuestError(
                         f"the destination did not take the guest: {message.reason}", side="destination"
@@ -187,7 +188,7 @@ class PauseSequence:
             case m.Running():
                 self._running(now, message)
             case m.StartFailed():
-                self._machine.undecided(now, f"its on-commit command failed: {message.reason}")
+                self._machine.ending.undecided(now, f"its on-commit command failed: {message.reason}")
             case _:
                 raise ProtocolError(f"the source has no use for {message.TYPE}")
 
@@ -210,7 +211,7 @@ class PauseSequence:
         machine.stats.downtime_part("commands", command)
         self._phase(now, "journals", less=command)
         machine.stats.guest_running(now)
-        machine.handed_over()
+        machine.ending.handed_over()
         downtime = machine.stats.downtime_seconds(now) or 0.0
         machine.emit(a.Report("running", {"downtime": round(downtime, 6)}))
         machine.emit(a.Reread())
@@ -218,7 +219,7 @@ class PauseSequence:
     def reread(self, now: float, problem: MigrateError | None) -> None:
         """RAM was read once more before letting go of it."""
         if self._machine.state is SourceState.REREADING:
-            self._machine.completed(now, problem)
+            self._machine.ending.completed(now, problem)
 
     # --- giving the pause up ----------------------------------------------------------------------
 
@@ -227,13 +228,13 @@ class PauseSequence:
         machine = self._machine
         self._abandoned += 1
         if self._abandoned > MAX_ABANDONED:
-            machine.fail(now, error)
+            machine.ending.fail(now, error)
             return
         machine.enter(SourceState.RESUMING)
-        machine.policy.pause_abandoned()
+        machine.rounds.policy.pause_abandoned()
         machine.emit(a.Report("resumed", {"reason": error.message}))
         machine.link.send(m.Resumed(self.number, error.message))
-        machine.begin_resume()
+        machine.ending.begin_resume()
         for link in machine.link.lanes:
             machine.link.break_lane(link, "the pause was given up")
 
@@ -258,7 +259,7 @@ class PauseSequence:
             hint="does another program write to the destination's RAM files?",
         )
         if self._repairs > MAX_REPAIRS:
-            machine.fail(now, error)
+            machine.ending.fail(now, error)
             return
         machine.link.repair = differing
         self.abandon(now, error)

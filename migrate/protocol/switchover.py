@@ -9,9 +9,10 @@ from migrate.config import SourceConfig
 from migrate.protocol.convergence import Decision, decide
 from migrate.protocol.forecast import RECENT_ROUNDS, Limits, PauseCosts, RoundRow, Situation
 from migrate.protocol.round_stats import RoundStats
+from migrate.units import format_rate, format_size
 
 if TYPE_CHECKING:
-    from migrate.protocol.source import HarvestResult
+    from migrate.protocol.source_rounds import HarvestResult
 
 STOPPED_SHARE = 0.75
 """A harvest with the guest stopped has all CPUs and no rival for memory; measured 0.6-0.8 (LMT section 3)."""
@@ -107,9 +108,9 @@ class SwitchoverPolicy:
 
     def timed_out_reason(self, elapsed: float, remaining_pages: int, bandwidth: float | None) -> str:
         """Why the timeout ends a migration in the middle of a round, in numbers."""
-        rate = f" at {bandwidth / 1e6:.1f} MB/s" if bandwidth else ""
+        rate = f" at {format_rate(bandwidth)}" if bandwidth else ""
         rounds = self._rows[-1].number if self._rows else 0
         return (
-            f"--timeout {self._limits.timeout:g} s is over after {elapsed:.1f} s and {rounds} whole rounds:"
-            f" {remaining_pages * self._page_size / 1e6:.1f} MB of pages were still to be sent{rate}"
+            f"--timeout {self._limits.timeout:g} s is over after {elapsed:.1f} s and {rounds} rounds:"
+            f" {format_size(remaining_pages * self._page_size)} of pages were still to be sent{rate}"
         )

@@ -125,7 +125,7 @@ async def test_cut_while_it_prepares_resumes_the_guest_and_tries_again(lab: Lab)
     ):
         source = lab.start_source(proxy.port, guest, *OPTIONS)
         await asyncio.to_thread(source.wait_event, "paused")
-        while not flag.exists():  # the hook runs
+        while not flag.exists():  # noqa: ASYNC110 - a file that another process makes
             await asyncio.sleep(0.005)
         await proxy.cut("reset")
         await asyncio.to_thread(source.wait_event, "resumed")

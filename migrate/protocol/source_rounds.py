@@ -1,0 +1,164 @@
+"""The rounds at the source: harvest, decide, give the lanes their pages, and again.
+
+tracking ──all that is no hole──→ sending ──every lane's round is out──→ harvesting ──→ sending …
+                                                                             └ decided: the pause, or give up
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from migrate.errors import NotConvergedError
+from migrate.kernel.results import STAGE_BULK, STAGE_ROUND
+from migrate.protocol import actions as a
+from migrate.protocol.bandwidth import RateMeter
+from migrate.protocol.source_states import SourceState
+from migrate.protocol.switchover import SwitchoverPolicy
+from migrate.ram.bitmap import DirtyBitmap
+
+if TYPE_CHECKING:
+    from migrate.protocol.source import SourceMachine
+
+
+@dataclass(frozen=True)
+class HarvestResult:
+    """What the shell found: pages that are dirty (fetched and cleared), and what it cost."""
+
+    dirty: DirtyBitmap
+    pages: int
+    seconds: float
+    began: float
+    """When the fetching began, monotonic."""
+
+
+class SourceRounds:
+    """Rounds of one source machine.
+
+    Args:
+        pages: size of page space.
+        live: the dirty tracker works while the guest runs; otherwise there are no live rounds.
+    """
+
+    def __init__(self, machine: SourceMachine, pages: int, page_size: int, live: bool) -> None:
+        self._machine = machine
+        self._live = live
+        self.number = 0
+        """Of the round that is sent, or was sent last; 0: none yet."""
+        self.policy = SwitchoverPolicy(machine.config, page_size)
+        self.meter = RateMeter()
+        self._dirty = DirtyBitmap(pages)
+        self._first: HarvestResult | None = None
+        self._started = 0.0
+
+    @property
+    def harvested_pages(self) -> int:
+        """Harvested and not yet given to lanes."""
+        return self._dirty.count()
+
+    def start(self, now: float) -> None:
+        """The migration begins: --timeout counts from here."""
+        self._started = now
+
+    def take(self, harvest: HarvestResult) -> None:
+        """Whatever becomes of a harvest, nothing fetched is lost."""
+        self._dirty.union(harvest.dirty)
+
+    def tracking(self, now: float, first: HarvestResult) -> None:
+        """The tracker is on; `first` holds every page that is not a hole."""
+        self._first = first
+        self.check_tracked(now)
+
+    def check_tracked(self, now: float) -> None:
+        """Begin to send; where all of it is sent in the pause, only once every lane has its connection."""
+        machine = self._machine
+        if machine.state is not SourceState.TRACKING or self._first is None:
+            return
+        if self._live:
+            self._start_round(now, self._first, STAGE_BULK)
+        elif machine.link.all_lanes_up:
+            self.take(self._first)
+            machine.begin_pause(now, "the tracker has no live rounds")
+
+    def start_lanes(self, stage: int) -> None:
+        """Give every lane its share of what was harvested."""
+        dirty = self._dirty.take()
+        for link in self._machine.link.lanes:
+            self._machine.emit(a.StartRound(link.lane.number, self.number, stage, dirty))
+
+    def check_out(self, now: float) -> None:
+        """If all lanes have put the end of the round on its way: harvest."""
+        machine = self._machine
+        if machine.state is not SourceState.SENDING:
+            return
+        if not all(link.round_out == self.number for link in machine.link.lanes):
+            return
+        self.end(now)
+        machine.enter(SourceState.HARVESTING)
+        machine.emit(a.Harvest(stopped=False))
+
+    def end(self, now: float) -> None:
+        """The round is over, or broken off for the pause: remember and report its row."""
+        stats = self._machine.stats
+        stats.round_ended(now)
+        row = stats.current_round
+        if row is not None:
+            self.policy.round_ended(row, now, self.meter.rate(now))
+            self._machine.emit(a.Report("round", row.as_dict(now, stats.page_size)))
+
+    def decide(self, now: float, result: HarvestResult) -> None:
+        """A harvest is known: another round, the pause, or give up."""
+        machine = self._machine
+        decision = self.policy.decide(
+            now - self._started,
+            result,
+            self.harvested_pages + machine.stats.remaining_pages,
+            machine.link.in_flight_bytes,
+            machine.link.keepalive.round_trip,
+        )
+        if decision.expected_downtime is not None:
+            machine.stats.expected_downtime_ms = decision.expected_downtime * 1000
+        machine.stats.eta = decision.eta
+        if decision.kind == "give-up":
+            error = NotConvergedError(decision.reason, side="source", hint=decision.hint or None)
+            machine.ending.fail(now, error)
+        elif decision.kind == "switchover" and machine.link.all_lanes_up:
+            machine.begin_pause(now, decision.reason)
+        else:
+            self._start_round(now, result, STAGE_ROUND)
+
+    def check_timeout(self, now: float) -> None:
+        """Carry out --timeout-action, also in the middle of a round, once --timeout is over."""
+        machine = self._machine
+        if machine.state not in (SourceState.SENDING, SourceState.HARVESTING):
+            return
+        if not self.policy.timed_out(now - self._started):
+            return
+        if machine.config.timeout_action == "cancel":
+            reason = self.policy.timed_out_reason(
+                now - self._started, machine.stats.remaining_pages, self.meter.rate(now)
+            )
+            hint = "raise --timeout, or use --timeout-action pause"
+            machine.ending.fail(now, NotConvergedError(reason, side="source", hint=hint))
+        elif machine.state is SourceState.SENDING and machine.link.all_lanes_up:
+            self.policy.forced = True
+            self.end(now)
+            machine.begin_pause(now, f"the timeout of {machine.config.timeout:g} s is over")
+
+    def resume(self, now: float) -> None:
+        """The guest runs again after a pause that was given up: go on with the same round."""
+        machine = self._machine
+        machine.enter(SourceState.SENDING)
+        machine.stats.round_started(self.number, machine.stats.remaining_pages, now)
+        self.check_out(now)
+
+    def _start_round(self, now: float, harvest: HarvestResult, stage: int) -> None:
+        machine = self._machine
+        self.take(harvest)
+        self.number += 1
+        machine.enter(SourceState.SENDING)
+        remaining = self.harvested_pages + machine.stats.remaining_pages
+        machine.stats.round_started(self.number, remaining, now)
+        self.policy.round_started(harvest.began)
+        machine.emit(a.SetRate(machine.config.max_bandwidth))
+        self.start_lanes(stage)
