@@ -14,6 +14,7 @@ from kernel_support import (
     content,
     counters,
     delta_record,
+    edited,
     page_record,
     sides,
     zero_record,
@@ -180,6 +181,16 @@ def test_default_rule_through_the_stages(kernel: Any) -> None:
             "xbzrle_bytes": 7 + 1024,
         }  # fmt: skip
         assert [entry[:2] for entry in side.held()] == [(3, 2), (4, 3), (5, 3)]
+
+
+def test_gaps_of_up_to_two_bytes_stay_inside_the_run(kernel: Any) -> None:
+    old = b"\1" * 1024
+    for second, delta in ((12, "0a03020102"), (13, "0a0402010102"), (14, "0a0102 030102")):
+        with sides(kernel, slots=8) as [side]:
+            side.write(3, old)
+            side.fill(2, ROUND)
+            side.write(3, edited(edited(old, 10, b"\2"), second, b"\2"))
+            assert side.fill(3, ROUND).body == delta_record(3072, bytes.fromhex(delta), b"pc.ram")
 
 
 def test_default_rule_reads_the_cache_in_the_first_round_too(kernel: Any) -> None:
