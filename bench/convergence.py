@@ -87,8 +87,8 @@ def rules(quick: bool, memory: Path) -> Part:
                 )
             )
     part.text.append(
-        f"Guest of {size} MiB, {working_set} MiB of it written at 16000 pages a second, the same link, a cache"
-        f" of {RULE_SLOTS} slots (QEMU's rule) or as many whole sets as stay below that (default);"
+        f"Guest of {size} MiB, {working_set} MiB of it written at 16000 pages a second, the same link, a"
+        f" cache of {RULE_SLOTS} slots (QEMU's rule) or as many whole sets as stay below that (default);"
         f" {rounds} rounds, then the pause."
     )
     part.text.append(

@@ -1,4 +1,4 @@
-"""What all parts of the benchmark share: medians with their spread, tables, verdicts, where it was measured."""
+"""What all parts of the benchmark share: medians with their spread, tables, verdicts, where it ran."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Verdict:
 
 @dataclass
 class Part:
-    """The result of one part: a title, paragraphs and tables in Markdown, verdicts, the numbers behind them."""
+    """The result of one part: a title, paragraphs and tables in Markdown, verdicts, the numbers behind."""
 
     title: str
     text: list[str] = field(default_factory=list)

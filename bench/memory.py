@@ -48,7 +48,8 @@ def run(mib: int, memory: Path, link_rate: float) -> Part:
             part.numbers[f"{side}, cache {cache} MiB"] = {"peak MiB": used, "allowed MiB": allowed}
     part.text.append(
         f"Guest of {mib} MiB, workload `sparse`, several rounds. Allowed: the agreed cache +"
-        f" {ALLOWED_SHARE:.0%} of RAM + {ALLOWED_MIB} MiB over the mapped file; the daemons map none of it, so nothing is subtracted. VmHWM, shared libraries included, in MiB."
+        f" {ALLOWED_SHARE:.0%} of RAM + {ALLOWED_MIB} MiB over the mapped file; the daemons map none of it,"
+        " so nothing is subtracted. VmHWM, shared libraries included, in MiB."
     )
     part.text.append(table(("", "peak", "less the cache", "allowed"), rows))
     return part
