@@ -3,7 +3,7 @@
 * A coroutine test runs twice, on asyncio's own loop and on uvloop.
 * `rng` is a `random.Random` whose seed stands in the report of a failure; `MIGRATE_TEST_SEED=…` repeats it.
 * `shm_dir` is a private directory in /dev/shm: RAM files on tmpfs, gone after the test.
-* No test may leave a child process or a file of ours in /dev/shm; processes that outlived their own parent
+* No test may leave a child process or a file of its own in /dev/shm; processes that outlived their own parent
   are found at the end of the run by a mark in their environment, which also names the test.
 """
 
@@ -110,11 +110,8 @@ def _children() -> set[int]:
 
 
 def _shm_files() -> set[str]:
-    """Our names in /dev/shm, without those of another run of the tests on this machine."""
-    foreign = f"{SHM_PREFIX}-test-"
-    own = f"{foreign}{RUN_ID}-"
-    names = (path.name for path in SHM.glob(f"{SHM_PREFIX}*"))
-    return {name for name in names if name.startswith(own) or not name.startswith(foreign)}
+    """What this run has made in /dev/shm; others may be at work on this machine."""
+    return {path.name for path in SHM.glob(f"{SHM_PREFIX}-test-{RUN_ID}-*")}
 
 
 def _describe(pid: int) -> str:
