@@ -188,7 +188,7 @@ class Incoming:
             case a.Verify():
                 self._spawn(self._verify())
             case a.SendDigests():
-                self._spawn(self._send_digests(action.number))
+                self._spawn(self._send_digests(action.number, action.digests))
             case a.RunPrepare():
                 self._hook = self._spawn(self._prepare(action.number))
             case a.StopHook():
@@ -252,8 +252,7 @@ class Incoming:
                 return
         self._input(self._machine.verified, digests)
 
-    async def _send_digests(self, number: int) -> None:
-        array = self._machine.digests.array
+    async def _send_digests(self, number: int, array: bytearray) -> None:
         for at in range(0, len(array), m.CHUNK_BYTES):
             if self._channel is None:
                 return

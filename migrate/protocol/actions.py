@@ -145,9 +145,10 @@ class StopHook(Action):
 
 @dataclass(frozen=True)
 class SendDigests(Action):
-    """Destination: send the digest array in chunks, for the pause of that number."""
+    """Destination: send these digests in chunks, for the pause of that number."""
 
     number: int
+    digests: bytearray
 
 
 @dataclass(frozen=True)

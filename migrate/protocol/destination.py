@@ -85,6 +85,8 @@ class DestinationMachine:
         self._parts: dict[str, bytearray] = {}
         self._verifying = 0
         """Number of the pause whose verification is under way, 0 for none."""
+        self._found: bytearray | None = None
+        """Digests of RAM as it was read, where they are not what the source sent."""
         self._verify_began = 0.0
         self._verify_us = 0
         self._error: MigrateError | None = None
@@ -112,6 +114,10 @@ class DestinationMachine:
     def root(self) -> int:
         """The root over what was applied."""
         return (self.digests.root + self.lanes.sum) % _SUM
+
+    def _root_of(self, digests: bytearray) -> int:
+        blocks = self._image.layout.blocks
+        return sum(kernel.root(self.keys, digests, block.first_page, block.pages) for block in blocks) % _SUM
 
     @property
     def guest_place(self) -> str:
@@ -246,15 +252,14 @@ class DestinationMachine:
         if number != self._prepare.number:  # what was read was the RAM of a pause that was given up
             self._check_at_rest(now)
             return
-        if digests is not None:
-            self.digests.array[:] = digests
-            self.lanes.rebase()
+        root = self.root if digests is None else self._root_of(digests)
         self._verify_us = int((now - self._verify_began) * 1e6)
-        if self.root.to_bytes(16, "big") != self._prepare.root:
-            self.send(m.Unequal(number, self.root.to_bytes(16, "big")))
-            self.emit(a.SendDigests(number))
+        if root.to_bytes(16, "big") == self._prepare.root:
+            self.emit(a.RunPrepare(number))
             return
-        self.emit(a.RunPrepare(number))
+        self._found = digests
+        self.send(m.Unequal(number, root.to_bytes(16, "big")))
+        self.emit(a.SendDigests(number, self.digests.array if digests is None else digests))
 
     def hook_ended(self, now: float, number: int, error: MigrateError | None, seconds: float) -> None:
         """The on-prepare command of that pause, or (number 0) the on-commit command, has ended."""
@@ -329,9 +334,19 @@ class DestinationMachine:
                 self._take_prepare(now, message)
             case m.Resumed():
                 self.emit(a.Report("resumed", {"reason": message.reason}))
-                self._back_to_active()
+                self._take_resumed(message)
             case m.Commit():
                 self._commit(message)
+
+    def _take_resumed(self, message: m.Resumed) -> None:
+        """Only a source that sends the differing pages again may find the digests of RAM as it is here.
+
+        To one that has not heard of them, the lanes' sums would seem wrong at the end of every round.
+        """
+        if message.repair and message.number == self._pause and self._found is not None:
+            self.digests.array[:] = self._found
+            self.lanes.rebase()
+        self._back_to_active()
 
     def _take_blob(self, message: m.StateBlob) -> None:
         part = self._parts.setdefault(message.name, bytearray())
@@ -402,6 +417,7 @@ class DestinationMachine:
             self._enter(DestinationState.ACTIVE)
             self.emit(a.StopHook())
         self._prepare = None
+        self._found = None
         self._parts = {}
         self.blobs = {}
 

@@ -249,6 +249,8 @@ class Resumed(Message):
     """The source runs the guest again; the destination forgets pause `number` and waits for lanes."""
 
     number: U32
+    repair: bool
+    """The source has the digests of that pause and sends again what differs."""
     reason: Text
 
 

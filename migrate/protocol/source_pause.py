@@ -223,7 +223,7 @@ class PauseSequence:
 
     # --- giving the pause up ----------------------------------------------------------------------
 
-    def abandon(self, now: float, error: MigrateError) -> None:
+    def abandon(self, now: float, error: MigrateError, *, repair: bool = False) -> None:
         """Let the guest run again and go on with precopy; after too many pauses, fail with this error."""
         machine = self._machine
         self._abandoned += 1
@@ -233,7 +233,7 @@ class PauseSequence:
         machine.enter(SourceState.RESUMING)
         machine.rounds.policy.pause_abandoned()
         machine.emit(a.Report("resumed", {"reason": error.message}))
-        machine.link.send(m.Resumed(self.number, error.message))
+        machine.link.send(m.Resumed(self.number, repair, error.message))
         machine.ending.begin_resume()
         for link in machine.link.lanes:
             machine.link.break_lane(link, "the pause was given up")
@@ -262,7 +262,7 @@ class PauseSequence:
             machine.ending.fail(now, error)
             return
         machine.link.repair = differing
-        self.abandon(now, error)
+        self.abandon(now, error, repair=True)
 
     def _phase(self, now: float, name: str, less: float = 0.0) -> None:
         self._machine.stats.downtime_part(name, max(now - self._phase_began - less, 0.0))
