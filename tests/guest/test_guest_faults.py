@@ -146,6 +146,16 @@ def test_stale_state_page(old_and_new: OldAndNew) -> None:
     assert "cannot be resumed" in result.stderr
 
 
+def test_counters_older_than_the_pages(old_and_new: OldAndNew) -> None:
+    """A state page a few writes old, of the same beat: only the total of the versions tells."""
+    paths, _ = old_and_new("thrash", *BLOCKS)
+    done = read_ram(paths).done - 3
+    put(paths[0], PAGE + 24, 2 * done.to_bytes(8, "little"))  # started and done
+    report = checker.check(paths)
+    assert counts(report) == {"stale": 1}
+    assert place_of(report) == ("stale", "block0", 1)
+
+
 def test_stale_header(old_and_new: OldAndNew) -> None:
     paths, old = old_and_new("thrash", *BLOCKS)
     put(paths[1], 0, old[1][:PAGE])
