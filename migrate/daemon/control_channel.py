@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
+from migrate.config import Address
 from migrate.daemon.sockets import tune_control
 from migrate.errors import ProtocolError
 from migrate.protocol.messages import FrameReader, encode_frame
@@ -132,3 +133,24 @@ class ControlChannel(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         self.on_lost(reason)
+
+
+async def open_control(to: Address, channel: ControlChannel) -> None:
+    """Connect a channel to the first address of a host that answers.
+
+    The name is looked up in a thread: one that hangs where the network is cut can be given up quietly.
+
+    Raises OSError.
+    """
+    found = await asyncio.to_thread(socket.getaddrinfo, to.host, to.port, type=socket.SOCK_STREAM)
+    problem: OSError | None = None
+    for family, _, _, _, where in found:
+        try:
+            await asyncio.get_running_loop().create_connection(
+                lambda: channel, str(where[0]), to.port, family=family
+            )
+        except OSError as error:
+            problem = error
+        else:
+            return
+    raise problem or OSError(f"{to.host} has no address")

@@ -11,7 +11,7 @@ from functools import partial
 
 from migrate import __version__
 from migrate.config import SourceConfig
-from migrate.daemon.control_channel import ControlChannel
+from migrate.daemon.control_channel import ControlChannel, open_control
 from migrate.daemon.guest_control import CommandGuest, GuestControl, NoGuest, ProcessGuest
 from migrate.daemon.lane_sender import LaneSender
 from migrate.daemon.preflight import check_items
@@ -302,11 +302,10 @@ class SourceDaemon:
 
     async def _connect(self, delay: float) -> None:
         await asyncio.sleep(delay)
-        loop = asyncio.get_running_loop()
         channel = ControlChannel(self._on_message, self._on_lost)
         try:
             async with asyncio.timeout(self._config.keepalive_timeout):
-                await loop.create_connection(lambda: channel, self._config.to.host, self._config.to.port)
+                await open_control(self._config.to, channel)
         except TimeoutError:
             self._input(self._machine.connection_lost, "the connection could not be opened in time")
         except OSError as error:
