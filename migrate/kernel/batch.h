@@ -7,7 +7,7 @@
 /* One record that is to change RAM. */
 struct landing {
     uint64_t page;
-    const uint8_t *content; /* in the body, in the arena, or zero_page; NULL: RAM keeps what it has */
+    const uint8_t *content; /* in the body, the cache, the arena, or zero_page; NULL: RAM keeps what it has */
     struct mk_u128 digest;
     size_t block;
 };
@@ -15,7 +15,7 @@ struct landing {
 struct batch {
     struct landing *landings; /* room for max_records */
     size_t count;
-    uint8_t *arena; /* decoded pages; made when the first delta comes */
+    uint8_t *arena; /* decoded pages that cannot stay in the cache; made when the first comes */
     size_t arena_used;
     bool ascending; /* no page occurs twice, and they are in order */
     uint64_t zero, normal, xbzrle;

@@ -29,6 +29,7 @@ unsigned mk_select(unsigned allowed)
     zero_select(features);
     crc32c_select(features);
     differs_select(features);
+    digest_select(features);
     return features;
 }
 

@@ -12,6 +12,7 @@ struct filler {
     uint64_t max_records;
     struct mk_cache *cache; /* NULL where XBZRLE is not possible */
     bool lookups;           /* the stage and the rule let the cache be read */
+    bool writes;            /* … and a held page be replaced */
     size_t named_block;     /* block that CONTINUE means */
     size_t checksummed;     /* bytes of out that are in the CRC */
     wide digest_sum, root_delta;
@@ -124,15 +125,20 @@ static bool add_changed(struct filler *f, size_t block, uint64_t page, const uin
     }
     if (!fits(f, block, length < 0 ? f->page_size : XBZRLE_HEADER + (size_t)length))
         return false;
-    put(f, slot, page, content, term, false);
     f->r->cache_hit++;
     if (length < 0) {
+        put(f, slot, page, content, term, false);
         add_page(f, block, page, content);
         f->r->overflow++;
         f->r->xbzrle_bytes += f->page_size;
-    } else {
-        add_delta(f, block, page, f->delta, (size_t)length);
+        return true;
     }
+    if (f->writes) { /* as the peer does it: touches only the memory that changes */
+        uint8_t *held = mk_cache_data(f->cache, slot);
+        mk_xbzrle_decode(f->delta, (size_t)length, held, f->page_size);
+        put(f, slot, page, held, term, false);
+    }
+    add_delta(f, block, page, f->delta, (size_t)length);
     return true;
 }
 
@@ -250,6 +256,7 @@ enum mk_status mk_fill(const struct mk_fill *q, struct mk_filled *r, struct mk_e
     f.max_records = mk_max_records(ram->page_size);
     f.cache = ram->page_size <= MK_XBZRLE_PAGE_MAX ? q->cache : NULL;
     f.lookups = f.cache && !(f.cache->qemu_rule && q->stage == MK_BULK);
+    f.writes = f.cache && !(f.cache->qemu_rule && q->stage != MK_ROUND);
     f.spare = malloc(2 * (size_t)ram->page_size + MK_XBZRLE_SLACK);
     if (!f.spare) {
         *error = (struct mk_error){.status = MK_MEMORY};

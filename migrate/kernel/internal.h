@@ -139,6 +139,7 @@ static inline void clear_bit(uint8_t *bitmap, uint64_t page)
 /* ---- variants by CPU ---------------------------------------------------------------------------------------------- */
 
 struct variants {
+    struct mk_u128 (*page_digest)(const struct mk_keys *keys, const uint8_t *page);
     bool (*is_zero)(const uint8_t *data, size_t length);
     uint32_t (*crc32c)(const uint8_t *data, size_t length, uint32_t value);
     /* masks[i] bit j: byte 64*i+j differs; `chunks` whole chunks of 64 bytes. */
@@ -151,6 +152,7 @@ extern struct variants variants;
 void zero_select(unsigned features);
 void crc32c_select(unsigned features);
 void differs_select(unsigned features);
+void digest_select(unsigned features);
 
 /* ---- files -------------------------------------------------------------------------------------------------------- */
 

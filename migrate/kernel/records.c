@@ -112,6 +112,14 @@ static uint8_t *arena_page(struct reader *in)
     return batch->arena ? batch->arena + batch->arena_used++ * page_size : NULL;
 }
 
+/* May a delta be decoded in the cache, and RAM be written from there? Only if the slot takes the new content, and no
+ * other page can get the slot before the batch ends: under both rules an entry of this round is safe, unless its
+ * age is 0, which the default rule gives away. */
+static bool stays_until_written(const struct reader *in)
+{
+    return in->q->round > 0 && (!in->cache->qemu_rule || in->q->stage == MK_ROUND);
+}
+
 static enum mk_status read_delta(struct reader *in, uint64_t page)
 {
     const struct mk_apply *q = in->q;
@@ -142,12 +150,15 @@ static enum mk_status read_delta(struct reader *in, uint64_t page)
         land(in, page, NULL, digest, mk_term(q->keys, page, digest));
         return MK_OK;
     }
-    uint8_t *content = arena_page(in);
-    if (!content) {
-        *in->error = (struct mk_error){.status = MK_MEMORY};
-        return MK_MEMORY;
+    uint8_t *content = mk_cache_data(in->cache, slot);
+    if (!stays_until_written(in)) {
+        uint8_t *copy = arena_page(in);
+        if (!copy) {
+            *in->error = (struct mk_error){.status = MK_MEMORY};
+            return MK_MEMORY;
+        }
+        content = memcpy(copy, content, page_size);
     }
-    memcpy(content, mk_cache_data(in->cache, slot), page_size);
     if (mk_xbzrle_decode(delta, length, content, page_size) < 0)
         return refuse(in, "xbzrle-delta");
     struct mk_u128 digest = mk_page_digest(q->keys, content), term = mk_term(q->keys, page, digest);
