@@ -258,7 +258,8 @@ class SourceDaemon:
                 pause = self._machine.pause
                 self._spawn(self._do(self._work.collect_state, pause.state_collected, pause.state_failed))
             case a.Confirm():
-                self._spawn(self._do(self._work.confirm, self._machine.pause.confirmed, self._machine.failed))
+                confirm = partial(self._work.confirm, action.ram)
+                self._spawn(self._do(confirm, self._machine.pause.confirmed, self._machine.failed))
             case a.Reread():
                 self._spawn(
                     self._do(self._work.let_go, self._machine.pause.reread, self._machine.pause.reread)

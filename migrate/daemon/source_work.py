@@ -87,13 +87,13 @@ class SourceWork:
             await run_hook("--state-cmd", self._config.state_cmd, environment, STATE_SECONDS)
             return [(state.name, state.data) for state in directory.read()]
 
-    async def confirm(self) -> MigrateError | None:
-        """After the last copy: the guest still stands, and RAM still is what was sent.
+    async def confirm(self, ram: bool) -> MigrateError | None:
+        """After the last copy: the guest still stands and, with `ram`, RAM still is what was sent.
 
         Every page is read once more, whatever the tracker: it costs what a harvest costs, while the
         destination verifies.
         """
-        differing = await asyncio.to_thread(self._differing)
+        differing = await asyncio.to_thread(self._differing) if ram else 0
         if not await self._guest.still_paused():
             return GuestError("somebody resumed the guest during the pause", side="source")
         if differing:

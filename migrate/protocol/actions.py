@@ -103,7 +103,9 @@ class CollectState(Action):
 
 @dataclass(frozen=True)
 class Confirm(Action):
-    """Source, paused: is the guest still paused, and RAM still what was sent? → `confirmed`."""
+    """Source, paused: is the guest still paused and, with `ram`, RAM still what was sent? → `confirmed`."""
+
+    ram: bool
 
 
 @dataclass(frozen=True)

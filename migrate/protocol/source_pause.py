@@ -1,7 +1,8 @@
 """The pause at the source: from the request to stop the guest to the destination's `running`.
 
     pausing ──paused──→ last-harvest ──→ last-round ──all finals acknowledged, state collected──→ preparing
-       prepare, and at once a second look at our own RAM ──prepared, nothing changed──→ committing
+       prepare, and at once a second look at our own RAM ──prepared, nothing changed──→ a last look at the
+       guest's threads ──they stand──→ committing
        commit ──running──→ rereading ──→ ended
 
 Every failure up to and including `preparing` abandons the pause: the guest runs again, all lanes are reset,
@@ -43,6 +44,7 @@ class PauseSequence:
         self._deadline: float | None = None
         self._blobs: list[tuple[str, bytes]] | None = None
         self._confirmed = False
+        self._last_look = False
         self._prepared: m.Prepared | None = None
         self._abandoned = 0
         self._repairs = 0
@@ -55,6 +57,7 @@ class PauseSequence:
         self.number += 1
         self._blobs = None
         self._confirmed = False
+        self._last_look = False
         self._prepared = None
         self._unequal = None
         limit = machine.config.downtime_limit_ms / 1000
@@ -150,10 +153,10 @@ class PauseSequence:
         positions = [m.LanePosition(link.lane.epoch, link.lane.sequence) for link in machine.link.lanes]
         machine.link.send(m.Prepare(self.number, machine.root.to_bytes(16, "big"), positions, described))
         self._under_way.add("confirm")
-        machine.emit(a.Confirm())
+        machine.emit(a.Confirm(ram=True))
 
     def confirmed(self, now: float, problem: MigrateError | None) -> None:
-        """The guest was looked at again after the last copy: still stopped, RAM as sent?"""
+        """The guest was looked at again: still stopped, and, right after the last copy, RAM as sent?"""
         self.work_ended("confirm")
         self._machine.check_resumed(now)
         if self._machine.state is not SourceState.PREPARING:
@@ -161,8 +164,11 @@ class PauseSequence:
         if problem is not None:
             self.abandon(now, problem)
             return
-        self._confirmed = True
-        self._check_prepared(now)
+        if self._last_look:
+            self._commit(now)
+        else:
+            self._confirmed = True
+            self._check_prepared(now)
 
     def message(self, now: float, message: Message) -> None:
         """The destination's answers to prepare and commit. Raises ProtocolError."""
@@ -193,9 +199,15 @@ class PauseSequence:
                 raise ProtocolError(f"the source has no use for {message.TYPE}")
 
     def _check_prepared(self, now: float) -> None:
+        """Both sides are content: look once more whether the guest stands; preparing may have taken long."""
+        if self._prepared is not None and self._confirmed:
+            self._last_look = True
+            self._under_way.add("confirm")
+            self._machine.emit(a.Confirm(ram=False))
+
+    def _commit(self, now: float) -> None:
         machine = self._machine
-        if self._prepared is None or not self._confirmed:
-            return
+        assert self._prepared is not None
         command = self._prepared.command_us / 1e6
         machine.stats.downtime_part("commands", command)
         self._phase(now, "verify", less=command)

@@ -257,3 +257,14 @@ def test_strangers_do_not_disturb_the_destination(lab: Lab) -> None:
     source = lab.start_source(port, guest)
     assert source.wait() == 0, source.story() + destination.story()
     lab.end_arrived_guest()
+
+
+def test_a_guest_that_somebody_resumes_in_the_pause_is_not_committed(lab: Lab) -> None:
+    guest = lab.start_guest("--rate=100")
+    hook = f"kill -CONT {guest.pid}; sleep 0.2"
+    destination = lab.start_destination("--once", f"--on-prepare={hook}")
+    source = lab.start_source(port_of(destination), guest)
+    assert_failed(lab, source, guest, 6, "resumed the guest during the pause")
+    assert len(source.found("paused")) == 4
+    assert not source.found("committed")
+    assert destination.wait() == 6
