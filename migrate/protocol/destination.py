@@ -300,7 +300,7 @@ class DestinationMachine:
             self.send(m.Cancel(error.message))
         else:
             self.send(m.Failed(error.exit_code, error.message))
-        self._back_to_active()
+        self._void_pause()
         self.lanes.stop_all("the migration ended")
         self._finish(now)
 
@@ -412,9 +412,14 @@ class DestinationMachine:
         self._finish(now)
 
     def _back_to_active(self) -> None:
-        """The pause is void: forget what was prepared."""
+        """The pause is void, the rounds go on."""
+        self._void_pause()
         if self.state in (DestinationState.PREPARING, DestinationState.PREPARED):
             self._enter(DestinationState.ACTIVE)
+
+    def _void_pause(self) -> None:
+        """Forget what was prepared."""
+        if self.state in (DestinationState.PREPARING, DestinationState.PREPARED):
             self.emit(a.StopHook())
         self._prepare = None
         self._found = None
