@@ -34,6 +34,10 @@ from migrate.ram.digests import DigestTable
 from migrate.ram.image import RamImage
 
 _SUM = 1 << 128
+_LEFTOVERS = (
+    "the unfinished RAM files stay here, each with PATH.migrating beside it:"
+    " the next migration overwrites them; or remove both"
+)
 
 
 class DestinationMachine:
@@ -472,7 +476,8 @@ class DestinationMachine:
 
     def _finish(self, now: float) -> None:
         if self._error is not None:
-            self._error.with_context(guest=self.guest_place)
+            hint = _LEFTOVERS if self.outcome in ("failed", "cancelled") else None
+            self._error.with_context(guest=self.guest_place, hint=hint)
         self.linked = False
         self._resuming = False
         self.emit(a.Disconnect())

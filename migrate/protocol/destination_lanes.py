@@ -38,6 +38,8 @@ class _Place:
         self.waiting: m.LaneOpen | None = None
         """A newer connection that waits for the old thread to end."""
         self.reset_due = False
+        self.reset_epoch = 0
+        """The last epoch whose end the source was told of."""
 
 
 class DestinationLanes:
@@ -158,7 +160,7 @@ class DestinationLanes:
             raise ProtocolError(f"lane {message.lane} broke, agreed were {len(self._places)}")
         place = self._places[message.lane]
         lane = place.lane
-        if message.epoch < lane.epoch:
+        if message.epoch < lane.epoch or message.epoch == place.reset_epoch:
             return
         place.reset_due = True
         place.waiting = None
@@ -220,5 +222,6 @@ class DestinationLanes:
         place.reset_due = False
         self._stats.lane_resets += 1
         lane = place.lane
+        place.reset_epoch = lane.epoch
         self._emit(a.Report("lane-reset", {"lane": lane.number, "epoch": lane.epoch, "reason": place.reason}))
         self._send(m.LaneReset(lane.number, lane.epoch, lane.sequence, place.reason))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PING_INTERVAL = 1.0
+LONGEST_PING_INTERVAL = 1.0
 
 
 class Keepalive:
@@ -15,7 +15,8 @@ class Keepalive:
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
         self.round_trip: float | None = None
-        """Seconds of the quickest recent ping, None before the first answer."""
+        """Seconds of the last answered ping, None before the first answer."""
+        self._interval = min(LONGEST_PING_INTERVAL, timeout / 4)
         self._heard = 0.0
         self._pinged = 0.0
         self._number = 0
@@ -31,7 +32,7 @@ class Keepalive:
 
     def ping_due(self, now: float) -> int | None:
         """The number of a ping to send now, or None."""
-        if now - self._pinged < PING_INTERVAL:
+        if now - self._pinged < self._interval:
             return None
         self._pinged = now
         self._number += 1

@@ -18,6 +18,7 @@ from migrate.protocol.lane_source import SentBatch, SourceLane
 
 FIRST_RETRY_DELAY = 0.1
 LONGEST_RETRY_DELAY = 3.0
+SETTLED_SECONDS = 1.0
 
 
 class LinkState(Enum):
@@ -36,6 +37,8 @@ class LaneLink:
         self.state = LinkState.DOWN
         self.has_thread = False
         self.reason = ""
+        self.reason_is_vague = False
+        """The connection broke, as it does when the peer ends it: the peer may know better why."""
         self.in_flight: deque[tuple[int, int]] = deque()
         """(sequence, wire bytes) of what was not acknowledged."""
         self.in_flight_bytes = 0
@@ -45,9 +48,10 @@ class LaneLink:
         self.final_acknowledged = False
         self.last_progress = 0.0
         self.fruitless_resets = 0
-        """In a row, without an acknowledged batch behind the one that opens the epoch."""
+        """In a row, without a batch applied behind the one that opens the epoch."""
         self.open_not_before = 0.0
         self._last_sent = 0
+        self._last_acknowledged = 0
         self._position: tuple[int, int] | None = None
 
     def open(self, now: float) -> int:
@@ -58,6 +62,7 @@ class LaneLink:
         self.has_thread = True
         self.last_progress = now
         self._last_sent = 0
+        self._last_acknowledged = 0
         self._position = None
         return epoch
 
@@ -90,6 +95,7 @@ class LaneLink:
             )
         if sequence > 1:
             self.fruitless_resets = 0
+        self._last_acknowledged = max(sequence, self._last_acknowledged)
         done = 0
         while self.in_flight and self.in_flight[0][0] <= sequence:
             done += self.in_flight.popleft()[1]
@@ -98,6 +104,11 @@ class LaneLink:
         if self.final_sequence is not None and sequence >= self.final_sequence:
             self.final_acknowledged = True
         return done
+
+    def settled(self, now: float) -> bool:
+        """The connection is known to work: everything was acknowledged, or something was a moment ago."""
+        recent = not self.in_flight or now - self.last_progress <= SETTLED_SECONDS
+        return self.state is LinkState.UP and self._last_acknowledged > 0 and recent
 
     def stalled(self, now: float, limit: float) -> bool:
         """Something is in flight and nothing was acknowledged for `limit` seconds."""
@@ -108,6 +119,7 @@ class LaneLink:
         if self.state is LinkState.UP:
             self.state = LinkState.BREAKING
             self.reason = reason
+            self.reason_is_vague = False
             self._position = None
         self.in_flight.clear()
         self.in_flight_bytes = 0
@@ -134,8 +146,11 @@ class LaneLink:
         The first reset is followed by a new connection at once, further ones in a row wait longer each time.
         """
         assert self._position is not None
-        owed = self.lane.reset(*self._position)
+        epoch, sequence = self._position
+        owed = self.lane.reset(epoch, sequence)
         self.state = LinkState.DOWN
+        if epoch == self.lane.epoch and sequence > 1:
+            self.fruitless_resets = 0
         self.fruitless_resets += 1
         if self.fruitless_resets > 1:
             delay = FIRST_RETRY_DELAY * 2 ** (self.fruitless_resets - 2)

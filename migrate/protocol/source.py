@@ -101,7 +101,7 @@ class SourceMachine:
         if self.state is SourceState.SETUP:
             self.link.control = ControlState.DOWN
             message = f"cannot talk to the destination at {self.config.to}: {reason}"
-            hint = f"is migrate-dst running there? start it with --listen {self.config.to}"
+            hint = f"is --to right? does migrate-dst run there, with --listen HOST:{self.config.to.port}?"
             self.ending.fail(now, NetworkError(message, side="destination", hint=hint))
         elif self.state is SourceState.COMMITTING:
             self.ending.undecided(now, reason)
@@ -301,6 +301,7 @@ class SourceMachine:
             self.emit(a.PassAck(message.lane, message.epoch, message.sequence))
         if not self.link.in_flight_bytes:
             self.rounds.meter.idle(now)
+        self.rounds.check_settled(now)
         if self.state is SourceState.LAST_ROUND:
             self.pause.check_copied(now)
 

@@ -95,7 +95,7 @@ class SourceEnding:
         """The commit may have arrived: nobody resumes the guest but a person."""
         self.outcome = "undecided"
         self._error = UndecidedError(
-            f"the commit was sent, but the destination's answer did not come: {reason}",
+            f"the commit was sent, but whether the guest runs there is not known: {reason}",
             side="destination",
             guest=self.guest_place,
             hint=self._how_to_decide(),

@@ -75,10 +75,9 @@ class SourceLink:
         """Messages reach the destination, as far as one can know."""
         return self.control is ControlState.UP
 
-    @property
-    def all_lanes_up(self) -> bool:
-        """Every lane has its connection."""
-        return self.up and all(link.state is LinkState.UP for link in self.lanes)
+    def settled(self, now: float) -> bool:
+        """Every lane has a connection that is known to work: the guest may be stopped."""
+        return self.up and all(link.settled(now) for link in self.lanes)
 
     @property
     def at_rest(self) -> bool:
@@ -209,9 +208,9 @@ class SourceLink:
         link = self.lanes[number]
         link.has_thread = False
         if link.state is LinkState.UP:
-            epoch = link.lane.epoch
             self._break(link, reason)
-            self.send(m.LaneBroken(number, epoch, reason))
+            link.reason_is_vague = True
+            self.send(m.LaneBroken(number, link.lane.epoch, reason))
 
     def break_lane(self, link: LaneLink, reason: str) -> None:
         """This side gives the lane up (it stalls, or the pause is abandoned)."""
@@ -227,6 +226,8 @@ class SourceLink:
         _check_position(link, message.epoch, message.sequence)
         if message.epoch < link.lane.epoch:
             return
+        if link.reason_is_vague:
+            link.reason = message.reason
         self._break(link, message.reason)
         link.position_known(message.epoch, message.sequence)
 

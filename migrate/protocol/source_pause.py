@@ -184,7 +184,9 @@ class PauseSequence:
                 self._machine.ending.fail(
                     now,
                     GuestError(
-                        f"the destination did not take the guest: {message.reason}", side="destination"
+                        f"the destination did not take the guest: {message.reason}",
+                        side="destination",
+                        hint="mend what the destination says, then start the migration again",
                     ),
                 )
             case m.Unequal():

@@ -49,6 +49,7 @@ class SourceRounds:
         self.meter = RateMeter()
         self._dirty = DirtyBitmap(pages)
         self._first: HarvestResult | None = None
+        self._waits_for_lanes = False
         self._started = 0.0
 
     @property
@@ -70,13 +71,13 @@ class SourceRounds:
         self.check_tracked(now)
 
     def check_tracked(self, now: float) -> None:
-        """Begin to send; where all of it is sent in the pause, only once every lane has its connection."""
+        """Begin to send; where all of it is sent in the pause, only once every lane works."""
         machine = self._machine
         if machine.state is not SourceState.TRACKING or self._first is None:
             return
         if self._live:
             self._start_round(now, self._first, STAGE_BULK)
-        elif machine.link.all_lanes_up:
+        elif machine.link.settled(now):
             self.take(self._first)
             machine.begin_pause(now, "the tracker has no live rounds")
 
@@ -95,7 +96,15 @@ class SourceRounds:
             return
         self.end(now)
         machine.enter(SourceState.HARVESTING)
+        self._waits_for_lanes = False
         machine.emit(a.Harvest(stopped=False))
+
+    def check_settled(self, now: float) -> None:
+        """If the pause only waited for the lanes: look again, the guest has gone on meanwhile."""
+        machine = self._machine
+        if machine.state is SourceState.HARVESTING and self._waits_for_lanes and machine.link.settled(now):
+            self._waits_for_lanes = False
+            machine.emit(a.Harvest(stopped=False))
 
     def end(self, now: float) -> None:
         """The round is over, or broken off for the pause: remember and report its row."""
@@ -122,10 +131,12 @@ class SourceRounds:
         if decision.kind == "give-up":
             error = NotConvergedError(decision.reason, side="source", hint=decision.hint or None)
             machine.ending.fail(now, error)
-        elif decision.kind == "switchover" and machine.link.all_lanes_up:
+        elif decision.kind == "round":
+            self._start_round(now, result, STAGE_ROUND)
+        elif machine.link.settled(now):
             machine.begin_pause(now, decision.reason)
         else:
-            self._start_round(now, result, STAGE_ROUND)
+            self._waits_for_lanes = True  # a guest that is stopped while a lane is down stands for nothing
 
     def check_timeout(self, now: float) -> None:
         """Carry out --timeout-action, also in the middle of a round, once --timeout is over."""
@@ -140,7 +151,7 @@ class SourceRounds:
             )
             hint = "raise --timeout, or use --timeout-action pause"
             machine.ending.fail(now, NotConvergedError(reason, side="source", hint=hint))
-        elif machine.state is SourceState.SENDING and machine.link.all_lanes_up:
+        elif machine.state is SourceState.SENDING and machine.link.settled(now):
             self.policy.forced = True
             self.end(now)
             machine.begin_pause(now, f"the timeout of {machine.config.timeout:g} s is over")
