@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from migrate import kernel
 from migrate.config import RamSpec
 from migrate.protocol import messages as m
+from migrate.ram.digests import zero_digests
 from migrate.ram.image import RamImage
 
 PAGE = 1024
@@ -73,13 +75,13 @@ class RamFiles:
         """All of it, block by block."""
         return [spec.path.read_bytes() for spec in self.specs]
 
-    def dirty_randomly(self, rng: random.Random, count: int) -> None:
+    def dirty_randomly(self, rng: random.Random, count: int, *, only_small: bool = False) -> None:
         """Change pages in the ways guests do: a few bytes, whole pages, pages of zeros."""
         for _ in range(count):
             block = rng.randrange(len(self.pages))
             page = rng.randrange(self.pages[block])
             kind = rng.random()
-            if kind < 0.5:
+            if kind < 0.5 or only_small:
                 with self.specs[block].path.open("r+b") as file:
                     file.seek(page * self.page_size + rng.randrange(self.page_size - 8))
                     file.write(rng.randbytes(rng.randrange(1, 8)))
@@ -102,6 +104,15 @@ def two_images(
     ):
         destination.mark(MIGRATION.hex())
         yield here, source, there, destination
+
+
+def digests_now(image: RamImage, keys: kernel.Keys) -> bytearray:
+    """Digests of all RAM as it is; what `read_digests` finds, without its threads."""
+    digests = zero_digests(keys, image.layout)
+    for block in image.layout.blocks:
+        out = memoryview(digests)[16 * block.first_page : 16 * (block.first_page + block.pages)]
+        kernel.digest_range(image.kernel_ram, keys, block.first_page, block.pages, out)
+    return digests
 
 
 def flipped(data: bytes | bytearray | memoryview, bit: int) -> bytearray:

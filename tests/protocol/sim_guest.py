@@ -1,0 +1,48 @@
+"""The guest of the simulation: writes its RAM while it runs, and must never run at both sides."""
+
+from __future__ import annotations
+
+import random
+
+from protocol_support import RamFiles
+
+
+class Guest:
+    """One guest; where it runs is what the simulation is about."""
+
+    def __init__(self, here: RamFiles, rng: random.Random, small_writes: bool) -> None:
+        self._here = here
+        self._small_writes = small_writes
+        self._rng = rng
+        self.runs_here = True
+        self.runs_there = False
+        self.dead = False
+        self.ignores_pause = False
+        """Somebody writes to the RAM files who cannot be stopped."""
+        self.pauses = 0
+        self.writes = 0
+
+    @property
+    def writes_now(self) -> bool:
+        """The source's RAM is being changed."""
+        return (self.runs_here or self.ignores_pause) and not self.dead
+
+    def write(self) -> None:
+        """Change a page or two."""
+        self._here.dirty_randomly(self._rng, self._rng.randrange(1, 3), only_small=self._small_writes)
+        self.writes += 1
+
+    def pause(self) -> None:
+        """It stands."""
+        self.pauses += 1
+        self.runs_here = False
+
+    def resume(self) -> None:
+        """It runs at the source again."""
+        assert not self.runs_there, "resumed at the source while it runs at the destination"
+        self.runs_here = not self.dead
+
+    def start_there(self) -> None:
+        """It runs at the destination."""
+        assert not self.runs_here, "started at the destination while it runs at the source"
+        self.runs_there = True

@@ -1,0 +1,355 @@
+"""Two migration machines over a wire that is not there, in one thread and in fake time.
+
+`run` moves a small guest from one directory to another: real lanes, real files, real bytes on the control
+connection; the network, the clock, the threads and the guest are simulated, and what happens next is drawn
+from a seeded generator. After every step the promises are checked: one owner, nobody resumes after the
+commit, equal RAM when it arrives, nothing after the end.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from protocol_support import MIGRATION, PAGE, RamFiles, make_hello
+from sim_destination import DestinationShell
+from sim_guest import Guest
+from sim_network import Fault, Network
+from sim_source import SourceShell, WatchedSource
+
+from migrate.config import Address, SourceConfig
+from migrate.errors import MigrateError
+from migrate.protocol import actions as a
+from migrate.protocol import messages as m
+from migrate.protocol.destination_states import DestinationState
+from migrate.protocol.schema import Message
+from migrate.protocol.source_states import SourceState
+from migrate.ram.image import RamImage
+from migrate.ram.marker import marker_path
+from migrate.ram.trackers import ScanTracker, StopTracker
+
+STEP_SECONDS = 0.0004
+TICK_SECONDS = 0.05
+MOST_SECONDS = 600.0
+MOST_STEPS = 300_000
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is moved, how, and what goes wrong on the way."""
+
+    pages: tuple[int, ...] = (4, 3)
+    lanes: int = 1
+    codec: str = "none"
+    cache_rule: str = "default"
+    cache_bytes: int = 1 << 14
+    verify: str = "ram"
+    batch_limit: int = 1 << 20
+    tracker: str = "scan"
+    blobs: list[tuple[str, bytes]] = field(default_factory=lambda: [("devices", b"state")])
+
+    downtime_limit_ms: int = 300
+    max_rounds: int = 30
+    timeout: float = 0.0
+    timeout_action: str = "cancel"
+    keepalive_timeout: float = 2.0
+    reconnect_timeout: float = 10.0
+
+    write_seconds: float = 0.004
+    """Between two writes of the guest; 0: it writes nothing."""
+    small_writes: bool = False
+    """It changes a few bytes only, on pages that were zero at first."""
+    pause_seconds: float = 0.0
+    resume_seconds: float = 0.0
+    state_seconds: float = 0.0
+    tracker_seconds: float = 0.0
+    harvest_seconds: float = 0.0
+    confirm_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    prepare_seconds: float = 0.0
+    commit_seconds: float = 0.0
+
+    faults: tuple[Fault, ...] = ()
+    failing: tuple[tuple[str, int], ...] = ()
+    """(work, how many times it fails): pause, resume, state, prepare, commit."""
+    tampered: int = 0
+    """How many times somebody writes to the destination's RAM before it is verified."""
+
+
+class World:
+    """Both shells, the network, the guest, the clock, and the promises.
+
+    Args:
+        directory: for the RAM files of both sides.
+        on_step: called after every step, to interfere.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        scenario: Scenario,
+        seed: int,
+        on_step: Callable[[World], None] | None = None,
+    ) -> None:
+        self.scenario = scenario
+        self.rng = random.Random(seed)
+        self.now = 1000.0
+        self.steps = 0
+        self.commit_sent = False
+        self.handed_over = False
+        self.actions: list[tuple[str, a.Action]] = []
+        self.messages: list[tuple[str, Message]] = []
+        """(side that received it, message)."""
+        self.on_step = on_step
+        self.network = Network(self.rng, list(scenario.faults))
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = 0
+        self._failing = Counter(dict(scenario.failing))
+        self._tampered = scenario.tampered
+
+        self.here = RamFiles(directory / "source", scenario.pages)
+        self.there = RamFiles(directory / "destination", scenario.pages)
+        self.here.create()
+        self.guest = Guest(self.here, self.rng, scenario.small_writes)
+        for _ in range(sum(scenario.pages)):
+            self.guest.write()
+        self.source_image = RamImage.open_source(self.here.specs, PAGE)
+        self._image: RamImage | None = None
+        self.tracker = ScanTracker(threads=1) if scenario.tracker == "scan" else StopTracker()
+        self.source = SourceShell(self, self._make_source())
+        self.destination = DestinationShell(self)
+
+    def _make_source(self) -> WatchedSource:
+        scenario = self.scenario
+        config = SourceConfig(
+            to=Address("destination", 4444),
+            ram=tuple(self.here.specs),
+            xbzrle_cache_size=0,
+            downtime_limit_ms=scenario.downtime_limit_ms,
+            max_rounds=scenario.max_rounds,
+            timeout=scenario.timeout,
+            timeout_action=scenario.timeout_action,  # type: ignore[arg-type]
+            keepalive_timeout=scenario.keepalive_timeout,
+            reconnect_timeout=scenario.reconnect_timeout,
+        )
+        hello = make_hello(
+            list(self.here.lengths.items()),
+            lanes=scenario.lanes,
+            codec=scenario.codec,
+            cache_rule=scenario.cache_rule,
+            cache_bytes=scenario.cache_bytes,
+            verify=scenario.verify,
+        )
+        return WatchedSource(hello, config, self.source_image, self.tracker.live)
+
+    def close(self) -> None:
+        """Let go of files and threads."""
+        self.tracker.close()
+        self.source_image.close()
+        if self._image is not None:
+            self._image.close()
+
+    # --- for the shells -----------------------------------------------------------------------------
+
+    def open_destination(self) -> RamImage:
+        """The destination's image, marked as incoming."""
+        if self._image is None:
+            self._image = RamImage.open_destination(self.there.specs, self.here.lengths, PAGE)
+            self._image.mark(MIGRATION.hex())
+        return self._image
+
+    def after(self, seconds: float, work: Callable[[], None]) -> None:
+        """Do it later."""
+        self._number += 1
+        heapq.heappush(self._timers, (self.now + seconds, self._number, work))
+
+    def delay(self) -> float:
+        """How long a quick job takes."""
+        return self.rng.random() * 0.004
+
+    def fails(self, work: str) -> bool:
+        """Whether this job fails this time."""
+        self._failing[work] -= 1
+        return self._failing[work] >= 0
+
+    def tamper(self) -> None:
+        """Somebody else may write to the destination's RAM."""
+        if self._tampered > 0:
+            self._tampered -= 1
+            block = self.rng.randrange(len(self.scenario.pages))
+            page = self.rng.randrange(self.scenario.pages[block])
+            self.there.write(block, page, self.rng.randbytes(PAGE))
+
+    def record(self, side: str, action: a.Action) -> None:
+        """A machine asked for something."""
+        self.actions.append((side, action))
+
+    def received(self, side: str, message: Message) -> None:
+        """A message came out of the wire."""
+        self.messages.append((side, message))
+
+    def hand_over(self) -> None:
+        """The destination begins to start the guest."""
+        assert self.commit_sent, "the destination starts the guest without a commit"
+        assert not self.guest.runs_here, "the guest runs at the source when it is handed over"
+        if not self.guest.ignores_pause:  # else somebody may write after the last look at RAM
+            assert self.there.read() == self.here.read(), "RAM differs at the commit"
+        self.handed_over = True
+        self.open_destination().unmark()
+
+    # --- running ------------------------------------------------------------------------------------
+
+    def run(self) -> World:
+        """To the end of both sides."""
+        self.source.input(self.source.machine.start)
+        self._tick()
+        if self.scenario.write_seconds:
+            self._guest_writes()
+        while not self.ended:
+            self.step()
+        self.check_end()
+        return self
+
+    @property
+    def ended(self) -> bool:
+        """Both sides have finished, and nothing of the source's last orders is left."""
+        there = self.destination
+        return self.source.finished and (there.machine is None or there.finished) and not there.events
+
+    def step(self) -> None:
+        """One thing happens."""
+        ready = self._ready()
+        while not ready:
+            self.now = max(self.now, self._timers[0][0])
+            ready = self._ready()
+        self.rng.choice(ready)()
+        self.now += STEP_SECONDS
+        self.steps += 1
+        self._check()
+        if self.on_step is not None:
+            self.on_step(self)
+
+    def _ready(self) -> list[Callable[[], None]]:
+        ready = self.source.steps() + self.destination.steps()
+        for connection, pipe in self.network.deliverable():
+            ready.append(lambda c=connection, p=pipe: self.network.deliver(self.now, c, p))
+        if self._timers[0][0] <= self.now:
+            ready.append(self._next_timer)
+        return ready
+
+    def _next_timer(self) -> None:
+        heapq.heappop(self._timers)[2]()
+
+    def _tick(self) -> None:
+        self.source.input(self.source.machine.tick)
+        if self.destination.machine is not None:
+            self.destination.input(self.destination.machine.tick)
+        self.after(TICK_SECONDS, self._tick)
+
+    def _guest_writes(self) -> None:
+        if self.guest.writes_now:
+            self.guest.write()
+        if self.source.finished:
+            return  # what it writes from now on is nobody's business
+        self.after(self.scenario.write_seconds * (0.5 + self.rng.random()), self._guest_writes)
+
+    # --- the promises ---------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        guest, machine = self.guest, self.source.machine
+        assert self.now < 1000 + MOST_SECONDS, f"no end: {self.story()}"
+        assert self.steps < MOST_STEPS, f"no end: {self.story()}"
+        assert not (guest.runs_here and guest.runs_there), "two owners"
+        assert not (guest.runs_here and self.commit_sent), "the guest runs at the source after the commit"
+        finished = machine.state is SourceState.ENDED
+        assert self.source.finished == finished, "the source's machine ended without saying so"
+        there = self.destination
+        finished = there.machine is not None and there.machine.state is DestinationState.ENDED
+        assert there.finished == finished, "the destination's machine ended without saying so"
+
+    def check_end(self) -> None:
+        """Where the guest is, what was said about it, and what is left on the disk."""
+        guest, machine = self.guest, self.source.machine
+        place = machine.guest_place
+        error = self.source.error
+        if machine.outcome == "completed":
+            assert guest.runs_there and not guest.runs_here, self.story()
+            assert place == "the guest runs at the destination"
+        elif machine.outcome == "undecided":
+            assert self.commit_sent and not guest.runs_here, self.story()
+            assert error is not None and error.exit_code == 10
+            assert "stopped at the source" in place and "may run at the destination" in place
+        else:
+            assert not self.commit_sent and not guest.runs_there, self.story()
+            assert error is not None, self.story()
+            if guest.runs_here:
+                assert place == "the guest runs at the source as before", self.story()
+            else:
+                assert guest.dead or "still stopped" in place, self.story()
+        assert self.destination.machine is None or guest.runs_there == (
+            self.destination.machine.outcome == "completed"
+        )
+        if self._image is not None:
+            marked = [marker_path(spec.path).exists() for spec in self.there.specs]
+            assert marked == [not self.handed_over] * len(marked)
+        if error is not None:
+            assert error.guest == place
+
+    def story(self) -> str:
+        """What happened, for the report of a failure."""
+        machine = self.source.machine
+        lines = [f"source {machine.state.value} {machine.outcome}: {self.source.error!r}"]
+        there = self.destination.machine
+        if there is not None:
+            lines.append(f"destination {there.state.value} {there.outcome}: {self.destination.error!r}")
+        lines += [f"{side}: {action.name} {action.fields}" for side, action in self.reports][-40:]
+        return "\n".join(lines)
+
+    @property
+    def reports(self) -> list[tuple[str, a.Report]]:
+        """What both machines told."""
+        return [(side, action) for side, action in self.actions if isinstance(action, a.Report)]
+
+    def count(self, kind: type[a.Action]) -> int:
+        """How many actions of that kind were asked for."""
+        return sum(isinstance(action, kind) for _, action in self.actions)
+
+    def count_reports(self, name: str) -> int:
+        """How often the source told that."""
+        return sum(side == "source" and report.name == name for side, report in self.reports)
+
+    @property
+    def error(self) -> MigrateError | None:
+        """What the source ended with."""
+        return self.source.error
+
+    def was_received(self, kind: type[Message]) -> bool:
+        """Whether a message of that kind came out of the wire."""
+        return any(isinstance(message, kind) for _, message in self.messages)
+
+
+def run(
+    directory: Path,
+    scenario: Scenario,
+    seed: int,
+    on_step: Callable[[World], None] | None = None,
+) -> World:
+    """Move the guest; the world as it is at the end, its files gone."""
+    where = directory / "run"
+    world = World(where, scenario, seed, on_step)
+    try:
+        return world.run()
+    except AssertionError as error:
+        error.add_note(f"seed {seed}, {scenario}\n{world.story()}")
+        raise
+    finally:
+        world.close()
+        shutil.rmtree(where)
+
+
+__all__ = ["Fault", "Scenario", "World", "m", "run"]
