@@ -85,10 +85,12 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_output_options(parser: argparse.ArgumentParser) -> None:
-    """The options of what is printed."""
+def add_output_options(
+    parser: argparse.ArgumentParser, ending: str = ", a summary with QEMU's statistic names at the end"
+) -> None:
+    """The options of what is printed; `ending` ends the description of --json."""
     parser.add_argument_group("output").add_argument(
         "--json",
         action="store_true",
-        help="one JSON object an event on standard output, a summary with QEMU's statistic names at the end",
+        help=f"one JSON object an event on standard output{ending}",
     )

@@ -27,6 +27,7 @@ from migrate.cli.wording import (
     dashed,
     error_lines,
     event_text,
+    expected_downtime,
     number,
     percent,
     printable,
@@ -206,7 +207,8 @@ def _live_cells(stats: MigrationStats, now: float) -> list[list[tuple[str, str]]
         ]
     hit_rate = recent_hit_rate(stats)
     hits = "no XBZRLE" if not stats.cache_size else "-" if hit_rate is None else percent(hit_rate)
-    downtime = format_duration(stats.expected_downtime_ms / 1000) if stats.expected_downtime_ms else "-"
+    expected = expected_downtime(stats)
+    downtime = "-" if expected is None else format_duration(expected)
     return [
         [
             ("remaining", format_size(stats.remaining_pages * stats.page_size)),

@@ -40,7 +40,11 @@ def build_parser() -> ArgumentParser:
         help="file that becomes the guest's RAM; repeat it with names for several RAM blocks; a block of the "
         f"source without a file here is refused (default name: {config.DEFAULT_BLOCK_NAME})",
     )
-    parser.add_argument("--once", action="store_true", help="end after one migration")
+    parser.add_argument(
+        "--once",
+        action="store_true",
+        help="end after one migration, whether it succeeds or not; refused ones do not count",
+    )
     guest = parser.add_argument_group("guest")
     guest.add_argument(
         "--on-prepare",
@@ -80,7 +84,14 @@ def start(config: DestinationConfig, reporter: Reporter) -> Coroutine[object, ob
 
 def warnings(config: DestinationConfig) -> list[str]:
     """What works but is seldom meant."""
-    return [] if config.ram else ["no --ram: every RAM block of every source will be refused"]
+    found = []
+    if not config.ram:
+        found.append("no --ram: every RAM block of every source will be refused")
+    elif config.on_commit is None:
+        found.append(
+            "no --on-commit: after the handover the guest belongs to this host, but nothing starts it here"
+        )
+    return found
 
 
 PROGRAM = Program("migrate-dst", "destination", build_parser, make_config, warnings, start)

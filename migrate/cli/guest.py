@@ -160,7 +160,7 @@ def build_parser() -> ArgumentParser:
     run.add_argument(
         "--duration", metavar="S", type=typed(seconds), help="seconds after which it ends by itself"
     )
-    add_output_options(parser)
+    add_output_options(parser, ending="")
     return parser
 
 

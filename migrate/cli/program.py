@@ -35,6 +35,7 @@ def run_program(program: Program[Config], argv: Sequence[str] | None) -> int:
     try:
         config = program.make_config(program.build_parser().parse_args(arguments))
     except UsageError as error:
+        error.with_context(hint=f"{program.name} --help lists all options")
         report_usage_error(error, program.name, json="--json" in arguments)
         return error.exit_code
     from migrate.cli.run_daemon import run_daemon  # asyncio and uvloop, which --help can do without

@@ -38,7 +38,17 @@ def summary_rows(stats: MigrationStats, now: float, fields: Fields) -> list[tupl
     total, setup = stats.total_seconds(now), stats.setup_seconds(now)
     of_it = f", setup {format_duration(setup)} of it" if setup >= 0.0005 else ""
     rows.append(("total time", f"{format_duration(total)}{of_it}"))
-    rows += _downtime_rows(stats, now)
+    if stats.transferred or stats.rounds:  # else there is nothing to tell about
+        rows += _transfer_rows(stats, now)
+    rest = {name: value for name, value in fields.items() if name != "guest"}
+    rows += [
+        (printable(name), describe({name: value}).removeprefix(f"{name} ")) for name, value in rest.items()
+    ]
+    return rows
+
+
+def _transfer_rows(stats: MigrationStats, now: float) -> list[tuple[str, str]]:
+    rows = _downtime_rows(stats, now)
     if stats.rounds:
         rows.append(("rounds", str(len(stats.rounds))))
     verb = "sent" if stats.side == "source" else "received"
@@ -61,10 +71,6 @@ def summary_rows(stats: MigrationStats, now: float, fields: Fields) -> list[tupl
         rows.append(
             ("network", f"{plural(stats.lane_resets, 'lane reset')}, {plural(stats.reconnects, 'reconnect')}")
         )
-    rest = {name: value for name, value in fields.items() if name != "guest"}
-    rows += [
-        (printable(name), describe({name: value}).removeprefix(f"{name} ")) for name, value in rest.items()
-    ]
     return rows
 
 

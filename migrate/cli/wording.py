@@ -119,7 +119,8 @@ def _tracker(fields: Fields, side: str) -> str:
     if isinstance(reasons, Mapping):
         parts = [f"{printable(name)}: {printable(reason)}" for name, reason in reasons.items()]
     elif isinstance(reasons, Sequence) and not isinstance(reasons, str):
-        parts = [printable(reason) for reason in reasons]
+        chosen = f"{fields.get('name')}: "  # the name stands before the bracket already
+        parts = [printable(str(reason).removeprefix(chosen)) for reason in reasons]
     else:
         parts = [printable(reasons)]
     return f"{text} ({'; '.join(parts)})"
@@ -267,11 +268,16 @@ def progress_text(stats: MigrationStats, now: float) -> str:
         parts.append(f"dirty rate {format_rate(dirty_rate * stats.page_size)}")
     if (hit_rate := recent_hit_rate(stats)) is not None:
         parts.append(f"cache hits {percent(hit_rate)}")
-    if stats.expected_downtime_ms:
-        parts.append(f"expected downtime {format_duration(stats.expected_downtime_ms / 1000)}")
+    if (downtime := expected_downtime(stats)) is not None:
+        parts.append(f"expected downtime {format_duration(downtime)}")
     if stats.eta is not None:
         parts.append(f"time left {format_time_left(*stats.eta)}")
     return ", ".join(parts)
+
+
+def expected_downtime(stats: MigrationStats) -> float | None:
+    """Seconds; None before the first round's end: until then it only is the limit, as in QEMU."""
+    return stats.expected_downtime_ms / 1000 if stats.rounds and stats.expected_downtime_ms else None
 
 
 def recent_hit_rate(stats: MigrationStats) -> float | None:
@@ -289,6 +295,7 @@ def error_lines(program: str, error: MigrateError) -> list[tuple[str, str]]:
     """
     verdict = "cancelled" if error.exit_code == 130 else "error"
     message = _printable_lines(error.message or type(error).__name__)
+    message = message.replace("cancelled: cancelled", "cancelled", 1)  # what the peer gave as its reason
     title = program if message.startswith("cancelled") else f"{program}: {verdict}"  # not twice
     lines = [(title, message)]
     if error.side:

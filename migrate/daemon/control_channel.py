@@ -44,7 +44,7 @@ class ControlChannel(asyncio.Protocol):
     def peer(self) -> str:
         """Address of the other side, for a person."""
         address = self._transport.get_extra_info("peername") if self._transport else None
-        return f"{address[0]}:{address[1]}" if address else "unknown"
+        return str(Address(*address[:2])) if address else "unknown"
 
     @property
     def address(self) -> tuple[str, int]:

@@ -70,7 +70,7 @@ class DestinationDaemon:
             await self._arrived.wait()
         except asyncio.CancelledError:
             raise CancelledMigration(
-                "cancelled while no migration was under way", guest="no guest was received"
+                "cancelled while no migration was under way", guest="none was under way to this host"
             ) from None
         self._arrived.clear()
 
@@ -109,7 +109,11 @@ class DestinationDaemon:
                 "destination",
             )
         elif current is not None:
-            answer = m.Reject(f"another migration ({current.migration}) is under way here", "--to", "source")
+            answer = m.Reject(
+                f"another migration ({current.migration}) is under way here",
+                "wait until it has ended, or cancel it",
+                "destination",
+            )
         else:
             answer = self._begin(hello, channel)
         if answer is not None:

@@ -26,6 +26,12 @@ MAX_GREETING = 32
 MAX_LANE_OPEN_BYTES = 512
 BACKLOG = 64
 
+_LISTEN_HINTS = {
+    errno.EADDRINUSE: "another migrate-dst may run there",
+    errno.EADDRNOTAVAIL: "--listen takes an address of this host; 0.0.0.0 or [::] is all of them",
+    errno.EACCES: "ports below 1024 are for root; choose another one",
+}
+
 
 class ListenerEvents(Protocol):
     """Who takes the connections."""
@@ -67,7 +73,7 @@ class Listener:
             sock.listen(BACKLOG)
         except OSError as error:
             await self.close()
-            hint = "another migrate-dst may run there" if error.errno == errno.EADDRINUSE else None
+            hint = _LISTEN_HINTS.get(error.errno or 0)
             raise NetworkError(
                 f"cannot listen on {address}: {error.strerror}", side="destination", hint=hint
             ) from error

@@ -15,7 +15,7 @@ def check_items(config: SourceConfig, hello: m.Hello, accept: m.Accept, guest: s
 
     rows = [row(f"RAM block {block.name}", format_size(block.length)) for block in hello.blocks]
     rows.append(row("RAM in use", format_size(hello.data_bytes)))
-    rows.append(row("room at the destination", format_size(accept.free_bytes)))
+    rows.append(row("room at the destination", f"for {format_size(accept.free_bytes)} of RAM"))
     rows.append(row("protocol", f"version {accept.version}, peer {accept.software}"))
     cache = (
         "no XBZRLE" if not accept.cache_bytes else f"{format_size(accept.cache_bytes)}, {accept.cache_rule}"

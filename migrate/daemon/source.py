@@ -124,7 +124,11 @@ class SourceDaemon:
             await self._clean_up(ticker)
         now = time.monotonic()
         outcome = self._machine.outcome
-        self._reporter.summary(self._machine.stats, now, outcome, guest=self._machine.guest_place)
+        left = {}
+        if outcome == "completed" and self._config.guest_pid and self._config.source_after == "keep":
+            pid = self._config.guest_pid
+            left["stopped_here"] = f"process {pid}, a copy now: never resume it, end it with kill -KILL {pid}"
+        self._reporter.summary(self._machine.stats, now, outcome, guest=self._machine.guest_place, **left)
         if error is not None:
             raise error
 

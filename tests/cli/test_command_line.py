@@ -201,4 +201,5 @@ def test_only_a_seldom_meant_command_line_is_warned_about() -> None:
     assert src.warnings(source_config("--guest-pid", "1")) == []
     assert src.warnings(source_config("--check")) == []
     assert any("--ram" in text for text in dst.warnings(destination_config()))
-    assert dst.warnings(destination_config("--ram", "x")) == []
+    assert any("--on-commit" in text for text in dst.warnings(destination_config("--ram", "x")))
+    assert dst.warnings(destination_config("--ram", "x", "--on-commit", "true")) == []
