@@ -35,7 +35,7 @@ def run(quick: bool, memory: Path) -> Part:
     part.text.append(
         f"Guest of {size} MiB that writes {rate} pages a second all over {working_set} MiB: up to"
         f" {rate * 4096 / 1e6:.0f} MB/s of pages. Downtime limit 300 ms, at most {rounds} rounds;"
-        f" with: a cache of {2 * working_set} MiB."
+        f" with: a cache of {2 * working_set} MiB. One run each."
     )
     names = list(runs)
     part.text.append(
@@ -89,7 +89,7 @@ def rules(quick: bool, memory: Path) -> Part:
     part.text.append(
         f"Guest of {size} MiB, {working_set} MiB of it written at 16000 pages a second, the same link, a"
         f" cache of {RULE_SLOTS} slots (QEMU's rule) or as many whole sets as stay below that (default);"
-        f" {rounds} rounds, then the pause."
+        f" {rounds} rounds, then the pause. One run each, of a guest that is never the same twice."
     )
     part.text.append(
         table(

@@ -89,7 +89,7 @@ def describe(where: dict[str, Any]) -> str:
     kind = "virtual machine" if where["virtual machine"] else "machine"
     load = where["load at start"][0]
     busy = (
-        "; other work ran on it meanwhile, so ratios are worth more than rates here"
+        "; it was not idle, so rates, and ratios of what needs both CPUs, are too low"
         if load > 0.25 * where["cpus"]
         else ""
     )
