@@ -15,7 +15,7 @@ from pathlib import Path
 
 from migrate.cli.arguments import ArgumentParser, add_output_options, seconds, typed, whole_number
 from migrate.cli.json_reporter import JsonReporter
-from migrate.cli.wording import error_lines, printable
+from migrate.cli.wording import error_block, printable
 from migrate.config import RamSpec
 from migrate.errors import MigrateError, RefusedError, UsageError
 from migrate.guest import checker, witness
@@ -86,8 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MigrateError as error:
         if reporter is not None:
             reporter.error(error)
-        for label, text in error_lines("migrate-guest", error):
-            print(f"{label}: {text}", file=sys.stderr)
+        sys.stderr.write(error_block("migrate-guest", error))
         return error.exit_code
 
 

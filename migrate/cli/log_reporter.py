@@ -15,7 +15,7 @@ from migrate.cli.wording import (
     check_items,
     check_verdict,
     dashed,
-    error_lines,
+    error_block,
     event_text,
     progress_text,
 )
@@ -69,9 +69,7 @@ class LogReporter:
 
     def error(self, error: MigrateError) -> None:
         """Write the block that says what failed, where, and what to do next."""
-        (title, message), *rest = error_lines(self._program, error)
-        block = [f"{title}: {message}"] + [f"  {label}: {text}" for label, text in rest]
-        self._errors.write("".join(part.replace("\n", "\n    ") + "\n" for part in block))
+        self._errors.write(error_block(self._program, error))
 
     def close(self) -> None:
         """Nothing is held open."""

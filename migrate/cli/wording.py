@@ -306,3 +306,10 @@ def error_lines(program: str, error: MigrateError) -> list[tuple[str, str]]:
         lines.append(("next", _printable_lines(error.hint)))
     lines.append(("exit code", f"{error.exit_code} ({exit_code_name(error.exit_code)})"))
     return lines
+
+
+def error_block(program: str, error: MigrateError) -> str:
+    """`error_lines` as plain lines, each ended; what belongs to the first is indented."""
+    (title, message), *rest = error_lines(program, error)
+    lines = [f"{title}: {message}"] + [f"  {label}: {text}" for label, text in rest]
+    return "".join(line.replace("\n", "\n    ") + "\n" for line in lines)

@@ -140,9 +140,11 @@ class SourceMachine:
                 self.ending.fail(now, rejected(message))
             case m.Failed():
                 text = f"the destination failed: {message.reason}"
-                self.ending.fail(now, peer_error(message.exit_code, text, "destination"))
+                error = peer_error(message.exit_code, text, "destination")
+                self.ending.fail(now, error.with_context(hint="look at what migrate-dst says there"))
             case m.Cancel():
-                self.ending.fail(now, CancelledMigration(f"the destination cancelled: {message.reason}"))
+                text = f"the destination cancelled: {message.reason}"
+                self.ending.fail(now, CancelledMigration(text, side="destination"))
             case _:
                 self._expected_message(now, message)
 
