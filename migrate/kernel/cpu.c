@@ -11,11 +11,13 @@ unsigned mk_cpu_features(void)
     features |= MK_SSE2; /* part of x86-64 */
     if (__builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul"))
         features |= MK_SSE42;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2"))
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")
+        && __builtin_cpu_supports("popcnt"))
         features |= MK_AVX2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
-        && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi")
-        && __builtin_cpu_supports("avx512vbmi2"))
+        && __builtin_cpu_supports("avx512vl")
+        && __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vpopcntdq")
+        && (features & MK_AVX2))
         features |= MK_AVX512;
     if ((features & MK_AVX512) && (features & MK_SSE42) && __builtin_cpu_supports("vpclmulqdq"))
         features |= MK_VPCLMUL;
@@ -30,6 +32,7 @@ unsigned mk_select(unsigned allowed)
     crc32c_select(features);
     differs_select(features);
     digest_select(features);
+    xbzrle_select(features);
     return features;
 }
 

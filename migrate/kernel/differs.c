@@ -1,4 +1,4 @@
-/* Which bytes of two pages differ: one bit a byte, 64 bytes a word. */
+/* Which bytes of two pages differ: one bit a byte, 64 bytes a word; and where that turns. */
 #include "internal.h"
 
 #if defined(__x86_64__)
@@ -20,6 +20,16 @@ static void differs_plain(const uint8_t *a, const uint8_t *b, size_t chunks, uin
             mask |= ((top >> 7) * 0x0102040810204080) >> 56 << (8 * word);
         }
         masks[chunk] = mask;
+    }
+}
+
+static void turns_plain(const uint64_t *masks, size_t chunks, uint64_t *turns, uint64_t *busy)
+{
+    for (size_t i = 0; i <= chunks; i++) {
+        turns[i] = masks[1 + i] ^ (masks[1 + i] << 1 | masks[i] >> 63);
+        if (i % 64 == 0)
+            busy[i / 64] = 0;
+        busy[i / 64] |= (uint64_t)(turns[i] != 0) << (i % 64);
     }
 }
 
@@ -57,18 +67,34 @@ __attribute__((target("avx512f,avx512bw"))) static void differs_avx512(
         masks[chunk] = _mm512_cmpneq_epi8_mask(_mm512_loadu_si512(a), _mm512_loadu_si512(b));
 }
 
+__attribute__((target("avx512f,avx512vbmi2"))) static void turns_avx512(
+    const uint64_t *masks, size_t chunks, uint64_t *turns, uint64_t *busy)
+{
+    for (size_t i = 0; i <= chunks; i += 8) {
+        __m512i here = _mm512_loadu_si512(masks + 1 + i), before = _mm512_loadu_si512(masks + i);
+        __m512i turn = _mm512_xor_si512(here, _mm512_shldi_epi64(here, before, 1));
+        _mm512_storeu_si512(turns + i, turn);
+        if (i % 64 == 0)
+            busy[i / 64] = 0;
+        busy[i / 64] |= (uint64_t)_mm512_test_epi64_mask(turn, turn) << (i % 64);
+    }
+}
+
 #endif
 
 void differs_select(unsigned features)
 {
     variants.differs = differs_plain;
+    variants.turns = turns_plain;
 #if defined(__x86_64__)
     if (features & MK_SSE2)
         variants.differs = differs_sse2;
     if (features & MK_AVX2)
         variants.differs = differs_avx2;
-    if (features & MK_AVX512)
+    if (features & MK_AVX512) {
         variants.differs = differs_avx512;
+        variants.turns = turns_avx512;
+    }
 #endif
     (void)features;
 }

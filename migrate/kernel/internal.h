@@ -144,7 +144,16 @@ struct variants {
     uint32_t (*crc32c)(const uint8_t *data, size_t length, uint32_t value);
     /* masks[i] bit j: byte 64*i+j differs; `chunks` whole chunks of 64 bytes. */
     void (*differs)(const uint8_t *a, const uint8_t *b, size_t chunks, uint64_t *masks);
+    /* turns[i] bit j: byte 64*i+j differs and the byte before it does not, or the other way round; busy: which of
+     * those words are not 0, one bit a word. masks[1 + i] belongs to chunk i of `chunks`; masks[0] and TURNS_PADDING
+     * words behind the last are 0, and `turns` has room for as many. */
+    void (*turns)(const uint64_t *masks, size_t chunks, uint64_t *turns, uint64_t *busy);
+    /* The delta of a page whose masks these are; see mk_xbzrle_encode. */
+    int (*encode)(
+        const uint64_t *masks, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap);
 };
+
+enum { TURNS_PADDING = 8 };
 
 extern struct variants variants;
 
@@ -153,6 +162,19 @@ void zero_select(unsigned features);
 void crc32c_select(unsigned features);
 void differs_select(unsigned features);
 void digest_select(unsigned features);
+void xbzrle_select(unsigned features);
+
+/* The delta of these runs of changes: start and end of each in turn, in a page of that length; gaps of up to `gap`
+ * bytes between them are sent along. */
+int xbzrle_write_runs(
+    const uint16_t *edges, size_t count, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap);
+
+#if defined(__x86_64__)
+int xbzrle_encode_bmi(
+    const uint64_t *masks, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap);
+int xbzrle_encode_avx512(
+    const uint64_t *masks, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap);
+#endif
 
 /* ---- files -------------------------------------------------------------------------------------------------------- */
 

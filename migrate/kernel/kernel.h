@@ -66,8 +66,8 @@ struct mk_u128 {
 enum mk_feature {
     MK_SSE2 = 1 << 0,
     MK_SSE42 = 1 << 1, /* with PCLMULQDQ */
-    MK_AVX2 = 1 << 2,  /* with BMI1 and BMI2 */
-    MK_AVX512 = 1 << 3, /* F, BW, VL, VBMI, VBMI2 */
+    MK_AVX2 = 1 << 2,  /* with BMI1, BMI2, POPCNT */
+    MK_AVX512 = 1 << 3, /* F, BW, VL, VBMI2, VPOPCNTDQ; with MK_AVX2 */
     MK_VPCLMUL = 1 << 4, /* VPCLMULQDQ on 512 bits */
     MK_ALL_FEATURES = (1 << 5) - 1,
 };

@@ -1,98 +1,123 @@
 /* XBZRLE deltas (qemu-ram-stream.md section 3). */
 #include "internal.h"
 
-enum { CHUNK = 64, CHUNKS_MAX = MK_XBZRLE_PAGE_MAX / CHUNK + 1 };
+enum { CHUNK = 64, CHUNKS_MAX = MK_XBZRLE_PAGE_MAX / CHUNK + 1, AT_ONCE = 4, SHORT = 8 };
 
-/* Bit i: does byte i differ? One word more than the page has, always zero, so that runs end. */
-struct difference {
-    uint64_t masks[CHUNKS_MAX + 1];
-    size_t length;
-};
-
-static void compare(struct difference *difference, const uint8_t *old, const uint8_t *new, size_t length)
+/* Where the page turns from equal to different and back: start and end of each run of changes, in turn. Returns how many.
+ * AT_ONCE positions are written at once: what is written behind the last means nothing. */
+static inline __attribute__((always_inline)) size_t find_edges(uint16_t *edges, const uint64_t *masks, size_t chunks)
 {
-    size_t chunks = length / CHUNK, rest = length % CHUNK;
-    variants.differs(old, new, chunks, difference->masks);
-    if (rest) {
-        uint8_t a[CHUNK] = {0}, b[CHUNK] = {0};
-        memcpy(a, old + chunks * CHUNK, rest);
-        memcpy(b, new + chunks * CHUNK, rest);
-        variants.differs(a, b, 1, &difference->masks[chunks]);
-        chunks++;
+    const uint64_t top = (uint64_t)1 << 63; /* so that there always is a lowest set bit */
+    uint64_t turns[CHUNKS_MAX + 1 + TURNS_PADDING], busy[CHUNKS_MAX / 64 + 1];
+    uint16_t *to = edges;
+    variants.turns(masks, chunks, turns, busy);
+    for (size_t group = 0; group <= chunks; group += 64) {
+        for (uint64_t words = busy[group / 64]; words; words &= words - 1) {
+            size_t word = group + (size_t)__builtin_ctzll(words);
+            uint64_t bits = turns[word];
+            uint16_t *next = to + __builtin_popcountll(bits);
+            do { /* mostly once: how many there are in a word cannot be foretold, that they are few can */
+                for (int i = 0; i < AT_ONCE; i++) {
+                    *to++ = (uint16_t)(word * CHUNK + (unsigned)__builtin_ctzll(bits | top));
+                    bits &= bits - 1;
+                }
+            } while (__builtin_expect(bits != 0, 0));
+            to = next;
+        }
     }
-    difference->masks[chunks] = 0;
-    difference->length = length;
-}
-
-/* First byte at or after `from` that differs, or the length. */
-static size_t next_change(const struct difference *difference, size_t from)
-{
-    size_t word = from / CHUNK, words = (difference->length + CHUNK - 1) / CHUNK;
-    uint64_t mask = difference->masks[word] >> (from % CHUNK) << (from % CHUNK);
-    while (!mask) {
-        if (++word >= words)
-            return difference->length;
-        mask = difference->masks[word];
-    }
-    return word * CHUNK + (size_t)__builtin_ctzll(mask);
-}
-
-/* First byte at or after `from` that is equal, or the length. */
-static size_t next_equal(const struct difference *difference, size_t from)
-{
-    size_t word = from / CHUNK, words = (difference->length + CHUNK - 1) / CHUNK;
-    uint64_t mask = ~difference->masks[word] >> (from % CHUNK) << (from % CHUNK);
-    while (!mask) {
-        if (++word >= words)
-            return difference->length;
-        mask = ~difference->masks[word];
-    }
-    size_t at = word * CHUNK + (size_t)__builtin_ctzll(mask);
-    return at < difference->length ? at : difference->length;
+    return (size_t)(to - edges);
 }
 
 static inline uint8_t *put_length(uint8_t *out, size_t length)
 {
-    if (length < 128) {
-        *out = (uint8_t)length;
-        return out + 1;
+    size_t high = length >> 7, two = high != 0;
+    out[0] = (uint8_t)((length & 0x7f) | two << 7);
+    out[1] = (uint8_t)high;
+    return out + 1 + two;
+}
+
+int xbzrle_write_runs(
+    const uint16_t *edges, size_t count, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap)
+{
+    uint8_t *to = out;
+    size_t done = 0;
+    for (size_t i = 0; i < count; i += 2) {
+        size_t start = edges[i];
+        while (__builtin_expect(i + 2 < count && (size_t)edges[i + 2] - edges[i + 1] <= gap, 0))
+            i += 2; /* across a short gap */
+        size_t run = edges[i + 1] - start;
+        to = put_length(to, start - done);
+        if (__builtin_expect(run < 128, 1))
+            *to++ = (uint8_t)run;
+        else
+            to = put_length(to, run);
+        if ((size_t)(to - out) + run > limit)
+            return -1;
+        if (run <= SHORT && start + SHORT <= length)
+            memcpy(to, new + start, SHORT);
+        else
+            memcpy(to, new + start, run);
+        to += run;
+        done = start + run;
     }
-    out[0] = (uint8_t)(length | 0x80);
-    out[1] = (uint8_t)(length >> 7);
-    return out + 2;
+    /* The rules B and C hold for every run if C holds for the last: the delta only grows. Rule A adds that two bytes
+     * must be left wherever the page goes on. */
+    if (done < length && (size_t)(to - out) + 2 > limit)
+        return -1;
+    return (int)(to - out);
+}
+
+static inline __attribute__((always_inline)) int encode(
+    const uint64_t *masks, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap)
+{
+    uint16_t edges[MK_XBZRLE_PAGE_MAX + 1 + AT_ONCE];
+    size_t count = find_edges(edges, masks, (length + CHUNK - 1) / CHUNK);
+    return xbzrle_write_runs(edges, count, new, length, out, limit, gap);
+}
+
+static int encode_plain(
+    const uint64_t *masks, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap)
+{
+    return encode(masks, new, length, out, limit, gap);
+}
+
+#if defined(__x86_64__)
+/* The same with one instruction for each of: lowest set bit, that bit cleared, bits counted. */
+__attribute__((target("bmi,bmi2,popcnt"))) int xbzrle_encode_bmi(
+    const uint64_t *masks, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap)
+{
+    return encode(masks, new, length, out, limit, gap);
+}
+#endif
+
+void xbzrle_select(unsigned features)
+{
+    variants.encode = encode_plain;
+#if defined(__x86_64__)
+    if (features & MK_AVX2)
+        variants.encode = xbzrle_encode_bmi;
+    if (features & MK_AVX512)
+        variants.encode = xbzrle_encode_avx512;
+#endif
+    (void)features;
 }
 
 int mk_xbzrle_encode(
     const uint8_t *old, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap)
 {
-    struct difference difference;
-    uint8_t *to = out;
-    size_t at = 0;
-    compare(&difference, old, new, length);
-    while (at < length) {
-        if ((size_t)(to - out) + 2 > limit)
-            return -1; /* rule A */
-        size_t start = next_change(&difference, at);
-        if (start == length)
-            break; /* nothing more, or nothing at all */
-        to = put_length(to, start - at);
-        if ((size_t)(to - out) + 2 > limit)
-            return -1; /* rule B */
-        size_t end = next_equal(&difference, start);
-        for (;;) { /* across short gaps */
-            size_t again = end < length ? next_change(&difference, end) : length;
-            if (again == length || again - end > gap)
-                break;
-            end = next_equal(&difference, again);
-        }
-        to = put_length(to, end - start);
-        if ((size_t)(to - out) + (end - start) > limit)
-            return -1; /* rule C */
-        memcpy(to, new + start, end - start);
-        to += end - start;
-        at = end;
+    uint64_t masks[1 + CHUNKS_MAX + 1 + TURNS_PADDING];
+    size_t chunks = length / CHUNK, rest = length % CHUNK;
+    masks[0] = 0;
+    variants.differs(old, new, chunks, masks + 1);
+    if (rest) {
+        uint8_t a[CHUNK] = {0}, b[CHUNK] = {0};
+        memcpy(a, old + chunks * CHUNK, rest);
+        memcpy(b, new + chunks * CHUNK, rest);
+        variants.differs(a, b, 1, masks + 1 + chunks);
+        chunks++;
     }
-    return (int)(to - out);
+    memset(masks + 1 + chunks, 0, (1 + TURNS_PADDING) * sizeof *masks);
+    return variants.encode(masks, new, length, out, limit, gap);
 }
 
 /* A length of 14 bits at most; at least one byte must follow it. Returns false if it is no such thing. */
@@ -112,18 +137,48 @@ static bool take_length(const uint8_t **at, const uint8_t *end, size_t *length)
     return true;
 }
 
+/* memcpy of a length that is mostly small and never foreseeable, without a call. */
+static inline void copy_run(uint8_t *to, const uint8_t *from, size_t length)
+{
+    if (length > 16) {
+        memcpy(to, from, length);
+    } else if (length >= 8) { /* both ends; in the middle they overlap */
+        uint64_t head = load_native64(from), tail = load_native64(from + length - 8);
+        store_native64(to, head);
+        store_native64(to + length - 8, tail);
+    } else if (length >= 4) {
+        uint32_t head, tail;
+        memcpy(&head, from, 4);
+        memcpy(&tail, from + length - 4, 4);
+        memcpy(to, &head, 4);
+        memcpy(to + length - 4, &tail, 4);
+    } else {
+        to[0] = from[0];
+        to[length - 1] = from[length - 1];
+        to[length / 2] = from[length / 2];
+    }
+}
+
 int64_t mk_xbzrle_decode(const uint8_t *delta, size_t delta_length, uint8_t *page, size_t length)
 {
     const uint8_t *at = delta, *end = delta + delta_length;
-    size_t done = 0, run;
+    size_t done = 0;
     while (at < end) {
+        size_t skip, run;
         bool first = at == delta;
-        if (!take_length(&at, end, &run) || (run == 0 && !first) || run > length - done)
+        if (end - at >= 3 && !((at[0] | at[1]) & 0x80)) { /* both lengths in one byte: nearly always */
+            skip = at[0];
+            run = at[1];
+            at += 2;
+        } else if (!take_length(&at, end, &skip) || !take_length(&at, end, &run)) {
             return -1;
-        done += run;
-        if (!take_length(&at, end, &run) || run == 0 || run > length - done || run > (size_t)(end - at))
+        }
+        if ((skip == 0 && !first) || run == 0)
             return -1;
-        memcpy(page + done, at, run);
+        if (skip > length - done || run > length - done - skip || run > (size_t)(end - at))
+            return -1;
+        done += skip;
+        copy_run(page + done, at, run);
         done += run;
         at += run;
     }
