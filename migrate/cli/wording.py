@@ -16,6 +16,8 @@ from migrate.units import format_count, format_duration, format_rate, format_siz
 if TYPE_CHECKING:  # it loads the kernel, which --help can do without
     from migrate.protocol.stats import MigrationStats
 
+_NEWLINE = "\n"  # what a hook said follows it; an event is one line
+
 Fields = Mapping[str, object]
 """An event's fields; names with dashes."""
 
@@ -88,7 +90,7 @@ def _number_text(name: str, value: float) -> str:
 
 def _because(fields: Fields) -> str:
     reason = fields.get("reason")
-    return f": {printable(reason)}" if reason else ""
+    return f": {printable(str(reason).replace(_NEWLINE, '; '))}" if reason else ""
 
 
 def plural(count: float, noun: str) -> str:
@@ -277,7 +279,8 @@ def progress_text(stats: MigrationStats, now: float) -> str:
 
 def expected_downtime(stats: MigrationStats) -> float | None:
     """Seconds; None before the first round's end: until then it only is the limit, as in QEMU."""
-    return stats.expected_downtime_ms / 1000 if stats.rounds and stats.expected_downtime_ms else None
+    known = bool(stats.rounds) and stats.rounds[0].ended is not None and stats.expected_downtime_ms
+    return stats.expected_downtime_ms / 1000 if known else None
 
 
 def recent_hit_rate(stats: MigrationStats) -> float | None:

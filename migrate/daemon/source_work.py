@@ -100,7 +100,11 @@ class SourceWork:
             return GuestError(
                 f"{differing} pages of RAM changed after the guest was paused",
                 side="source",
-                hint="does another process write to the RAM file?",
+                hint=(
+                    "nothing pauses the guest: give --guest-pid, or --pause-cmd with --resume-cmd"
+                    if self._config.guest_pid is None and self._config.pause_cmd is None
+                    else "does another process write to the RAM file?"
+                ),
             )
         return None
 

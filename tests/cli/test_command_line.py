@@ -196,6 +196,11 @@ def test_help_loads_nothing_heavy() -> None:
     assert output.stdout == "\n"
 
 
+def test_every_usage_error_says_what_to_type_next(capsys: pytest.CaptureFixture[str]) -> None:
+    assert src.main([*SOURCE, "--lanes", "17"]) == 2
+    assert "next: migrate-src --help lists all options" in capsys.readouterr().err
+
+
 def test_only_a_seldom_meant_command_line_is_warned_about() -> None:
     assert any("--guest-pid" in text for text in src.warnings(source_config()))
     assert src.warnings(source_config("--guest-pid", "1")) == []

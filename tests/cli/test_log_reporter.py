@@ -74,6 +74,20 @@ def test_a_failed_migration_does_not_claim_to_be_verified() -> None:
     assert not any("verified" in line for line in lines)
 
 
+def test_a_migration_that_moved_nothing_shows_no_zeros() -> None:
+    stats = source_stats()
+    stats.status = "failed"
+    lines, _ = told(
+        lambda reporter: reporter.summary(stats, 1.0, "failed", guest="the guest runs here", tries=2)
+    )
+    assert lines == ["migration failed", "  guest: runs here", "  total time: 0 ms", "  tries: 2"]
+
+
+def test_what_a_hook_said_stays_on_one_line() -> None:
+    lines, _ = told(lambda reporter: reporter.event("resumed", reason="it ended with 1\nit said: no"))
+    assert lines == ["guest resumed at the source: it ended with 1; it said: no"]
+
+
 def test_further_facts_of_a_summary_are_shown() -> None:
     lines, _ = told(
         lambda reporter: reporter.summary(source_stats(), 1.0, "failed", state_bytes=2048, tries=2)
@@ -94,7 +108,7 @@ def test_progress_speaks_only_after_a_long_silence() -> None:
     lines, _ = told(tell)
     # At 30 s; the event at 40 s begins a new silence, seen from 41 s on.
     assert lines == [
-        "round 1, 1 GiB remaining, 0 B/s, expected downtime 300 ms",
+        "round 1, 1 GiB remaining, 0 B/s",
         "status a -> b",
     ]
     assert QUIET_SECONDS == 30
