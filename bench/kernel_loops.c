@@ -1,11 +1,12 @@
-/* Inner loops of the kernel, timed without Python: XBZRLE against memcmp of equal pages, digests and checksums.
+/* Inner loops of the kernel, timed without Python: XBZRLE against memcmp of equal pages, digests and
+ * checksums.
  *
  *     cc -O3 -I migrate/kernel bench/kernel_loops.c migrate/kernel/[a-z]*.c -o kernel_loops
  *     kernel_loops PAIRS ROUNDS [FEATURES]
  *
- * One line per measurement: name, changed bytes, then nanoseconds a page of each round. All measurements of a round
- * follow each other, so that a slow moment of the machine hits their neighbours too; the reader takes ratios first
- * and then medians.
+ * One line per measurement: name, changed bytes, then nanoseconds a page of each round. All measurements of a
+ * round follow each other, so that a slow moment of the machine hits their neighbours too; the reader takes
+ * ratios first and then medians.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -113,9 +114,9 @@ int main(int argc, char **argv)
         memcpy(set->new, old, pairs * PAGE);
         memcpy(set->target, old, pairs * PAGE);
         for (size_t i = 0; i < pairs; i++) {
-            change(set->new + i * PAGE, cases[c].changes, cases[c].contiguous);
+            change(set->new + i *PAGE, cases[c].changes, cases[c].contiguous);
             set->lengths[i] = mk_xbzrle_encode(
-                old + i * PAGE, set->new + i * PAGE, PAGE, set->deltas + i * ROOM, 2 * PAGE, GAP);
+                old + i * PAGE, set->new + i *PAGE, PAGE, set->deltas + i * ROOM, 2 * PAGE, GAP);
         }
     }
     uint8_t page_key[PAGE], root_key[16] = {0};
@@ -138,7 +139,7 @@ int main(int argc, char **argv)
                 double start = now_ns();
                 for (size_t i = 0; i < pairs; i++)
                     sink += (uint64_t)mk_xbzrle_encode(
-                        old + i * PAGE, set->new + i * PAGE, PAGE, room, 2 * PAGE, GAP);
+                        old + i * PAGE, set->new + i *PAGE, PAGE, room, 2 * PAGE, GAP);
                 set->encode_ns[round] = (now_ns() - start) / (double)pairs;
             }
             for (int warm = 1; warm >= 0; warm--) {

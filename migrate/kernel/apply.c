@@ -25,7 +25,8 @@ static uint64_t offset_of(const struct writer *w, const struct landing *landing)
     return (landing->page - w->q->ram->blocks[landing->block].first_page) << w->q->ram->page_shift;
 }
 
-static enum mk_status fail(struct writer *w, enum mk_status status, size_t block, uint64_t at, const char *what, int sys)
+static enum mk_status
+fail(struct writer *w, enum mk_status status, size_t block, uint64_t at, const char *what, int sys)
 {
     *w->error = (struct mk_error){.status = status, .what = what, .block = block, .at = at, .sys = sys};
     return status;
@@ -33,7 +34,8 @@ static enum mk_status fail(struct writer *w, enum mk_status status, size_t block
 
 static int by_page_then_order(const void *left, const void *right)
 {
-    const struct landing *a = *(const struct landing *const *)left, *b = *(const struct landing *const *)right;
+    const struct landing *a = *(const struct landing *const *)left,
+                         *b = *(const struct landing *const *)right;
     if (a->page != b->page)
         return a->page > b->page ? 1 : -1;
     return (a > b) - (a < b);
@@ -119,7 +121,8 @@ static enum mk_status verify_run(struct writer *w, const struct landing *const *
     }
     for (size_t i = 0; i < count; i++)
         if (!same(mk_page_digest(w->q->keys, w->back + i * page_size), run[i]->digest))
-            return fail(w, MK_VERIFY, block, offset + i * page_size, "something else than what was written", 0);
+            return fail(
+                w, MK_VERIFY, block, offset + i * page_size, "something else than what was written", 0);
     return MK_OK;
 }
 
@@ -169,7 +172,8 @@ static void record_digests(struct writer *w)
         uint64_t page = w->order[i]->page;
         struct mk_u128 digest = w->order[i]->digest;
         struct place place = place_of(w->q->keys, page);
-        w->root_delta += widen(term_at(place, digest)) - widen(term_at(place, digest_at(w->q->digests, page)));
+        w->root_delta +=
+            widen(term_at(place, digest)) - widen(term_at(place, digest_at(w->q->digests, page)));
         set_digest(w->q->digests, page, digest);
     }
 }

@@ -56,7 +56,8 @@ void mk_bitmap_or(uint8_t *target, const uint8_t *source, size_t bytes)
 }
 
 void mk_bitmap_select(
-    const uint8_t *source, uint8_t *target, size_t bytes, uint64_t stripe_pages, uint64_t lane, uint64_t lanes)
+    const uint8_t *source, uint8_t *target, size_t bytes, uint64_t stripe_pages, uint64_t lane,
+    uint64_t lanes)
 {
     uint64_t stripe_bytes = stripe_pages / 8;
     for (uint64_t stripe = lane; stripe <= bytes / stripe_bytes; stripe += lanes) {

@@ -8,7 +8,8 @@ enum {
     WAYS = 8,
     LIFETIME_ROUNDS = 2,
     LONG_LIFETIME_ROUNDS = 16,
-    /* Every sixteenth set always uses the short lifetime, every sixteenth the long one; the others what loses less. */
+    /* Every sixteenth set always uses the short lifetime, every sixteenth the long one; the others what loses
+       less. */
     DUEL_SETS = 16,
     DUEL_SHORT = 0,
     DUEL_LONG = 8,
@@ -59,12 +60,8 @@ int mk_cache_init(struct mk_cache *cache, const struct mk_keys *keys, uint64_t b
     if (!cache->entries)
         return -1;
     void *data = mmap(
-        NULL,
-        cache->slots * keys->page_size,
-        PROT_READ | PROT_WRITE,
-        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-        -1,
-        0);
+        NULL, cache->slots * keys->page_size, PROT_READ | PROT_WRITE,
+        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (data == MAP_FAILED) {
         free(cache->entries);
         cache->entries = NULL;
@@ -111,7 +108,8 @@ int64_t mk_cache_find(const struct mk_cache *cache, uint64_t page)
     return MK_NO_SLOT;
 }
 
-/* How long an entry of a full set is safe from a page that is not held; the two kinds of duelling sets keep score. */
+/* How long an entry of a full set is safe from a page that is not held; the two kinds of duelling sets keep
+ * score. */
 static uint64_t lifetime_rounds(struct mk_cache *cache, uint64_t set)
 {
     if (cache->sets <= DUEL_LONG)
@@ -157,14 +155,8 @@ static int64_t qemu_victim(const struct mk_cache *cache, uint64_t page, uint32_t
 }
 
 int64_t mk_cache_put(
-    struct mk_cache *cache,
-    int64_t slot,
-    uint64_t page,
-    const uint8_t *content,
-    struct mk_u128 term,
-    uint32_t round,
-    enum mk_stage stage,
-    bool zero)
+    struct mk_cache *cache, int64_t slot, uint64_t page, const uint8_t *content, struct mk_u128 term,
+    uint32_t round, enum mk_stage stage, bool zero)
 {
     if (cache->slots == 0 || (cache->qemu_rule && stage != MK_ROUND))
         return MK_NO_SLOT;

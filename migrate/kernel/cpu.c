@@ -15,9 +15,8 @@ unsigned mk_cpu_features(void)
         && __builtin_cpu_supports("popcnt"))
         features |= MK_AVX2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
-        && __builtin_cpu_supports("avx512vl")
-        && __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vpopcntdq")
-        && (features & MK_AVX2))
+        && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi2")
+        && __builtin_cpu_supports("avx512vpopcntdq") && (features & MK_AVX2))
         features |= MK_AVX512;
     if ((features & MK_AVX512) && (features & MK_SSE42) && __builtin_cpu_supports("vpclmulqdq"))
         features |= MK_VPCLMUL;

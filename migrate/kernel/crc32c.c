@@ -40,10 +40,11 @@ static uint32_t crc32c_plain(const uint8_t *data, size_t length, uint32_t value)
 
 #if defined(__x86_64__)
 
-/* Folding (Gopal and others, "Fast CRC Computation Using PCLMULQDQ", 2009). Bit i of a 128-bit block, as it lies in
- * memory, is the coefficient of x**(127 - i): the low quadword L weighs x**64. To move a block forward by d bits is to
- * multiply it by x**d, and modulo the polynomial that is L * x**(d + 64) + H * x**d with 32-bit remainders for the
- * powers. A carry-less product of two quadwords comes out one bit low, which is one factor x: hence the - 1. */
+/* Folding (Gopal and others, "Fast CRC Computation Using PCLMULQDQ", 2009). Bit i of a 128-bit block, as it
+ * lies in memory, is the coefficient of x**(127 - i): the low quadword L weighs x**64. To move a block
+ * forward by d bits is to multiply it by x**d, and modulo the polynomial that is L * x**(d + 64) + H * x**d
+ * with 32-bit remainders for the powers. A carry-less product of two quadwords comes out one bit low, which
+ * is one factor x: hence the - 1. */
 struct fold {
     uint64_t low, high;
 };
@@ -64,7 +65,8 @@ static struct fold make_fold(unsigned bytes)
     return (struct fold){power_of_x(8 * bytes + 64 - 1), power_of_x(8 * bytes - 1)};
 }
 
-__attribute__((target("sse4.2"))) static uint32_t crc32c_tail(const uint8_t *data, size_t length, uint32_t crc)
+__attribute__((target("sse4.2"))) static uint32_t
+crc32c_tail(const uint8_t *data, size_t length, uint32_t crc)
 {
     uint64_t wide_crc = crc;
     size_t i = 0;
@@ -75,15 +77,16 @@ __attribute__((target("sse4.2"))) static uint32_t crc32c_tail(const uint8_t *dat
     return ~(uint32_t)wide_crc;
 }
 
-__attribute__((target("sse4.2,pclmul"))) static inline __m128i fold128(__m128i block, __m128i next, __m128i by)
+__attribute__((target("sse4.2,pclmul"))) static inline __m128i
+fold128(__m128i block, __m128i next, __m128i by)
 {
     __m128i low = _mm_clmulepi64_si128(block, by, 0x00), high = _mm_clmulepi64_si128(block, by, 0x11);
     return _mm_xor_si128(next, _mm_xor_si128(low, high));
 }
 
 /* Four blocks that follow each other become one remainder, which the CRC instruction finishes. */
-__attribute__((target("sse4.2,pclmul"))) static uint32_t crc32c_finish(
-    const __m128i blocks[4], const uint8_t *data, size_t length)
+__attribute__((target("sse4.2,pclmul"))) static uint32_t
+crc32c_finish(const __m128i blocks[4], const uint8_t *data, size_t length)
 {
     const __m128i by = _mm_set_epi64x((long long)fold_16.high, (long long)fold_16.low);
     __m128i block = blocks[0];
@@ -94,8 +97,8 @@ __attribute__((target("sse4.2,pclmul"))) static uint32_t crc32c_finish(
     return crc32c_tail(data, length, (uint32_t)crc);
 }
 
-__attribute__((target("sse4.2,pclmul"))) static uint32_t crc32c_sse42(
-    const uint8_t *data, size_t length, uint32_t value)
+__attribute__((target("sse4.2,pclmul"))) static uint32_t
+crc32c_sse42(const uint8_t *data, size_t length, uint32_t value)
 {
     if (length < 128)
         return crc32c_tail(data, length, ~value);
@@ -111,19 +114,22 @@ __attribute__((target("sse4.2,pclmul"))) static uint32_t crc32c_sse42(
     return crc32c_finish(blocks, data + i, length - i);
 }
 
-__attribute__((target("avx512f,vpclmulqdq"))) static inline __m512i fold512(__m512i block, __m512i next, __m512i by)
+__attribute__((target("avx512f,vpclmulqdq"))) static inline __m512i
+fold512(__m512i block, __m512i next, __m512i by)
 {
     __m512i low = _mm512_clmulepi64_epi128(block, by, 0x00), high = _mm512_clmulepi64_epi128(block, by, 0x11);
     return _mm512_ternarylogic_epi64(next, low, high, 0x96); /* exclusive or of three */
 }
 
-__attribute__((target("avx512f,vpclmulqdq,sse4.2,pclmul"))) static uint32_t crc32c_vpclmul(
-    const uint8_t *data, size_t length, uint32_t value)
+__attribute__((target("avx512f,vpclmulqdq,sse4.2,pclmul"))) static uint32_t
+crc32c_vpclmul(const uint8_t *data, size_t length, uint32_t value)
 {
     if (length < 512)
         return crc32c_sse42(data, length, value);
-    const __m512i by = _mm512_broadcast_i32x4(_mm_set_epi64x((long long)fold_256.high, (long long)fold_256.low));
-    const __m512i by_64 = _mm512_broadcast_i32x4(_mm_set_epi64x((long long)fold_64.high, (long long)fold_64.low));
+    const __m512i by =
+        _mm512_broadcast_i32x4(_mm_set_epi64x((long long)fold_256.high, (long long)fold_256.low));
+    const __m512i by_64 =
+        _mm512_broadcast_i32x4(_mm_set_epi64x((long long)fold_64.high, (long long)fold_64.low));
     __m512i rows[4];
     for (int j = 0; j < 4; j++)
         rows[j] = _mm512_loadu_si512(data + 64 * j);

@@ -44,12 +44,13 @@ static inline uint64_t equal16(const uint8_t *a, const uint8_t *b)
 static void differs_sse2(const uint8_t *a, const uint8_t *b, size_t chunks, uint64_t *masks)
 {
     for (size_t chunk = 0; chunk < chunks; chunk++, a += 64, b += 64)
-        masks[chunk] = ~(equal16(a, b) | equal16(a + 16, b + 16) << 16 | equal16(a + 32, b + 32) << 32
-                         | equal16(a + 48, b + 48) << 48);
+        masks[chunk] =
+            ~(equal16(a, b) | equal16(a + 16, b + 16) << 16 | equal16(a + 32, b + 32) << 32
+              | equal16(a + 48, b + 48) << 48);
 }
 
-__attribute__((target("avx2"))) static void differs_avx2(
-    const uint8_t *a, const uint8_t *b, size_t chunks, uint64_t *masks)
+__attribute__((target("avx2"))) static void
+differs_avx2(const uint8_t *a, const uint8_t *b, size_t chunks, uint64_t *masks)
 {
     for (size_t chunk = 0; chunk < chunks; chunk++, a += 64, b += 64) {
         const __m256i *x = (const __m256i *)a, *y = (const __m256i *)b;
@@ -60,15 +61,15 @@ __attribute__((target("avx2"))) static void differs_avx2(
     }
 }
 
-__attribute__((target("avx512f,avx512bw"))) static void differs_avx512(
-    const uint8_t *a, const uint8_t *b, size_t chunks, uint64_t *masks)
+__attribute__((target("avx512f,avx512bw"))) static void
+differs_avx512(const uint8_t *a, const uint8_t *b, size_t chunks, uint64_t *masks)
 {
     for (size_t chunk = 0; chunk < chunks; chunk++, a += 64, b += 64)
         masks[chunk] = _mm512_cmpneq_epi8_mask(_mm512_loadu_si512(a), _mm512_loadu_si512(b));
 }
 
-__attribute__((target("avx512f,avx512vbmi2"))) static void turns_avx512(
-    const uint64_t *masks, size_t chunks, uint64_t *turns, uint64_t *busy)
+__attribute__((target("avx512f,avx512vbmi2"))) static void
+turns_avx512(const uint64_t *masks, size_t chunks, uint64_t *turns, uint64_t *busy)
 {
     for (size_t i = 0; i <= chunks; i += 8) {
         __m512i here = _mm512_loadu_si512(masks + 1 + i), before = _mm512_loadu_si512(masks + i);

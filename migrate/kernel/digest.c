@@ -7,8 +7,7 @@
 #include <immintrin.h>
 #endif
 
-int mk_keys_init(
-    struct mk_keys *keys, uint32_t page_size, const uint8_t *page_key, const uint8_t *root_key)
+int mk_keys_init(struct mk_keys *keys, uint32_t page_size, const uint8_t *page_key, const uint8_t *root_key)
 {
     keys->page_size = page_size;
     keys->page_shift = (unsigned)__builtin_ctz(page_size);
@@ -55,9 +54,10 @@ __attribute__((target("avx512f"))) static inline wide sum_of_lanes(__m512i lanes
 }
 
 /* Eight products at once, each made of four products of 32-bit halves. The sums of their bits 0-31, 32-63 and
- * 64-127 are kept apart; none of the first two can overflow within a page, the third may: it is modulo 2**64. */
-__attribute__((target("avx512f"))) static struct mk_u128 page_digest_avx512(
-    const struct mk_keys *keys, const uint8_t *page)
+ * 64-127 are kept apart; none of the first two can overflow within a page, the third may: it is modulo 2**64.
+ */
+__attribute__((target("avx512f"))) static struct mk_u128
+page_digest_avx512(const struct mk_keys *keys, const uint8_t *page)
 {
     const uint8_t *key = (const uint8_t *)keys->page_key;
     const __m512i low32 = _mm512_set1_epi64(0xffffffff);

@@ -22,13 +22,13 @@ struct filler {
 
 static size_t header_bytes(const struct filler *f, size_t block)
 {
-    return block == f->named_block ? RECORD_HEADER : RECORD_HEADER + 1u + f->q->ram->blocks[block].name_length;
+    return block == f->named_block ? RECORD_HEADER
+                                   : RECORD_HEADER + 1u + f->q->ram->blocks[block].name_length;
 }
 
 static bool fits(const struct filler *f, size_t block, size_t payload)
 {
-    return f->r->records < f->max_records
-        && f->r->length + header_bytes(f, block) + payload <= f->q->limit;
+    return f->r->records < f->max_records && f->r->length + header_bytes(f, block) + payload <= f->q->limit;
 }
 
 /* Write the header of a record that fits; returns where its payload goes. */
@@ -53,7 +53,8 @@ static uint8_t *begin_record(struct filler *f, size_t block, uint64_t page, unsi
     return at;
 }
 
-static void put(struct filler *f, int64_t slot, uint64_t page, const uint8_t *content, struct mk_u128 term, bool zero)
+static void
+put(struct filler *f, int64_t slot, uint64_t page, const uint8_t *content, struct mk_u128 term, bool zero)
 {
     if (f->cache)
         mk_cache_put(f->cache, slot, page, content, term, f->q->round, f->q->stage, zero);
@@ -78,8 +79,7 @@ static bool add_zero(struct filler *f, size_t block, uint64_t page, struct mk_u1
     return true;
 }
 
-static void add_delta(
-    struct filler *f, size_t block, uint64_t page, const uint8_t *delta, size_t length)
+static void add_delta(struct filler *f, size_t block, uint64_t page, const uint8_t *delta, size_t length)
 {
     size_t record = header_bytes(f, block) + XBZRLE_HEADER + length;
     uint8_t *at = begin_record(f, block, page, RECORD_XBZRLE);
@@ -103,7 +103,8 @@ static void add_page(struct filler *f, size_t block, uint64_t page, const uint8_
     f->r->normal++;
 }
 
-static bool add_changed(struct filler *f, size_t block, uint64_t page, const uint8_t *content, struct mk_u128 term)
+static bool
+add_changed(struct filler *f, size_t block, uint64_t page, const uint8_t *content, struct mk_u128 term)
 {
     int64_t slot = f->cache ? mk_cache_find(f->cache, page) : MK_NO_SLOT;
     if (slot == MK_NO_SLOT || !f->lookups) {
@@ -115,7 +116,8 @@ static bool add_changed(struct filler *f, size_t block, uint64_t page, const uin
         return true;
     }
     int length = mk_xbzrle_encode(
-        mk_cache_data(f->cache, slot), content, f->page_size, f->delta, f->page_size - DELTA_SAVING, DELTA_GAP);
+        mk_cache_data(f->cache, slot), content, f->page_size, f->delta, f->page_size - DELTA_SAVING,
+        DELTA_GAP);
     if (length == 0) {
         /* Equal to the cache's copy, but not known to be in RAM there: a change that changes nothing. */
         f->delta[0] = 0;
@@ -142,7 +144,8 @@ static bool add_changed(struct filler *f, size_t block, uint64_t page, const uin
     return true;
 }
 
-/* What an unchanged page needs. Returns 1: nothing more to do; 0: to be sent like any other; -1: its record does not fit. */
+/* What an unchanged page needs. Returns 1: nothing more to do; 0: to be sent like any other; -1: its record
+ * does not fit. */
 static int add_unchanged(struct filler *f, size_t block, uint64_t page)
 {
     if (f->cache && f->cache->qemu_rule) {
@@ -203,8 +206,8 @@ static size_t run_length(const struct mk_fill *q, uint64_t page, uint64_t end, s
     return run;
 }
 
-/* Where to read pages to: into `out`, each at the place it has if all before it go out whole, so that most are not
- * moved again; into the spare page where there is no room for a whole one. */
+/* Where to read pages to: into `out`, each at the place it has if all before it go out whole, so that most
+ * are not moved again; into the spare page where there is no room for a whole one. */
 static size_t place_pages(const struct filler *f, size_t block, size_t most, uint8_t **into)
 {
     size_t stride = RECORD_HEADER + f->page_size;
@@ -219,8 +222,8 @@ static size_t place_pages(const struct filler *f, size_t block, size_t most, uin
 
 enum walk { WALK_ON, WALK_FULL, WALK_FAILED };
 
-static enum walk fill_block(
-    struct filler *f, size_t block, uint64_t *page, uint64_t *looks_left, struct mk_error *error)
+static enum walk
+fill_block(struct filler *f, size_t block, uint64_t *page, uint64_t *looks_left, struct mk_error *error)
 {
     const struct mk_fill *q = f->q;
     const struct mk_block *of = &q->ram->blocks[block];

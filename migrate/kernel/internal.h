@@ -6,7 +6,7 @@
 
 #include "kernel.h"
 
-/* ---- flags of a RAM record (qemu-ram-stream.md 2.1) ----------------------------------------------------- */
+/* ---- flags of a RAM record (qemu-ram-stream.md 2.1) ---------------------------------------------------- */
 
 enum {
     RECORD_ZERO = 0x002,
@@ -19,7 +19,7 @@ enum {
     XBZRLE_HEADER = 3, /* u8 encoding, be16 length */
 };
 
-/* ---- numbers in memory, unaligned ------------------------------------------------------------------------- */
+/* ---- numbers in memory, unaligned ---------------------------------------------------------------------- */
 
 static inline uint64_t load_native64(const void *from)
 {
@@ -73,7 +73,7 @@ static inline void store_be64(void *to, uint64_t value)
     store_native64(to, big64(value));
 }
 
-/* ---- 128-bit arithmetic, modulo 2**128 ------------------------------------------------------------------------ */
+/* ---- 128-bit arithmetic, modulo 2**128 ----------------------------------------------------------------- */
 
 __extension__ typedef unsigned __int128 wide;
 
@@ -105,7 +105,7 @@ static inline void set_digest(uint8_t *digests, uint64_t page, struct mk_u128 di
     store_le64(at + 8, digest.hi);
 }
 
-/* ---- the place of a page in the root -------------------------------------------------------------------------- */
+/* ---- the place of a page in the root ------------------------------------------------------------------- */
 
 struct place {
     uint64_t a, b;
@@ -119,7 +119,7 @@ static inline struct mk_u128 term_at(struct place place, struct mk_u128 digest)
     return narrow((wide)(digest.lo + place.a) * (digest.hi + place.b));
 }
 
-/* ---- bits ------------------------------------------------------------------------------------------------------- */
+/* ---- bits ---------------------------------------------------------------------------------------------- */
 
 static inline bool bit_is_set(const uint8_t *bitmap, uint64_t page)
 {
@@ -133,10 +133,10 @@ static inline void set_bit(uint8_t *bitmap, uint64_t page)
 
 static inline void clear_bit(uint8_t *bitmap, uint64_t page)
 {
-    bitmap[page >> 3] &= (uint8_t)~(1u << (page & 7));
+    bitmap[page >> 3] &= (uint8_t) ~(1u << (page & 7));
 }
 
-/* ---- variants by CPU ---------------------------------------------------------------------------------------------- */
+/* ---- variants by CPU ----------------------------------------------------------------------------------- */
 
 struct variants {
     struct mk_u128 (*page_digest)(const struct mk_keys *keys, const uint8_t *page);
@@ -144,9 +144,9 @@ struct variants {
     uint32_t (*crc32c)(const uint8_t *data, size_t length, uint32_t value);
     /* masks[i] bit j: byte 64*i+j differs; `chunks` whole chunks of 64 bytes. */
     void (*differs)(const uint8_t *a, const uint8_t *b, size_t chunks, uint64_t *masks);
-    /* turns[i] bit j: byte 64*i+j differs and the byte before it does not, or the other way round; busy: which of
-     * those words are not 0, one bit a word. masks[1 + i] belongs to chunk i of `chunks`; masks[0] and TURNS_PADDING
-     * words behind the last are 0, and `turns` has room for as many. */
+    /* turns[i] bit j: byte 64*i+j differs and the byte before it does not, or the other way round; busy:
+     * which of those words are not 0, one bit a word. masks[1 + i] belongs to chunk i of `chunks`; masks[0]
+     * and TURNS_PADDING words behind the last are 0, and `turns` has room for as many. */
     void (*turns)(const uint64_t *masks, size_t chunks, uint64_t *turns, uint64_t *busy);
     /* The delta of a page whose masks these are; see mk_xbzrle_encode. */
     int (*encode)(
@@ -164,10 +164,11 @@ void differs_select(unsigned features);
 void digest_select(unsigned features);
 void xbzrle_select(unsigned features);
 
-/* The delta of these runs of changes: start and end of each in turn, in a page of that length; gaps of up to `gap`
- * bytes between them are sent along. */
+/* The delta of these runs of changes: start and end of each in turn, in a page of that length; gaps of up to
+ * `gap` bytes between them are sent along. */
 int xbzrle_write_runs(
-    const uint16_t *edges, size_t count, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap);
+    const uint16_t *edges, size_t count, const uint8_t *new, size_t length, uint8_t *out, size_t limit,
+    size_t gap);
 
 #if defined(__x86_64__)
 int xbzrle_encode_bmi(
@@ -176,13 +177,14 @@ int xbzrle_encode_avx512(
     const uint64_t *masks, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap);
 #endif
 
-/* ---- files -------------------------------------------------------------------------------------------------------- */
+/* ---- files --------------------------------------------------------------------------------------------- */
 
 extern const uint8_t zero_page[MK_PAGE_SIZE_MAX];
 
-/* Read whole pages first… of a block: iovec i takes page first + i. Returns how many whole pages were read (at least
- * one), or 0 with *error set. Fewer than asked for is legal: ask again. */
+/* Read whole pages first… of a block: iovec i takes page first + i. Returns how many whole pages were read
+ * (at least one), or 0 with *error set. Fewer than asked for is legal: ask again. */
 size_t read_pages(
-    const struct mk_ram *ram, size_t block, uint64_t first, uint8_t *const *into, size_t pages, struct mk_error *error);
+    const struct mk_ram *ram, size_t block, uint64_t first, uint8_t *const *into, size_t pages,
+    struct mk_error *error);
 
 #endif

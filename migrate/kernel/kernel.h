@@ -1,13 +1,14 @@
 /* The C part of the kernel: loops over pages, records and bitmaps. No Python here.
  *
  * `_native.pyi` says what each operation means, to the bit; this header says how C is to call it. The shell
- * (`_native.pyx`) has checked every argument before it calls: sizes, ranges and null pointers are the caller's
- * business. What comes from a peer (the body in mk_apply, the delta in mk_xbzrle_decode) and what comes from the
- * file system is checked here, always.
+ * (`_native.pyx`) has checked every argument before it calls: sizes, ranges and null pointers are the
+ * caller's business. What comes from a peer (the body in mk_apply, the delta in mk_xbzrle_decode) and what
+ * comes from the file system is checked here, always.
  *
- * Nothing here allocates beyond its call, except mk_keys, mk_ram and mk_cache, which their *_free releases. There is no
- * global state but the table of CPU variants, which is set when the library is loaded. Two threads may run any
- * two functions at once as long as they share no cache, bitmap or digest that one of them writes.
+ * Nothing here allocates beyond its call, except mk_keys, mk_ram and mk_cache, which their *_free releases.
+ * There is no global state but the table of CPU variants, which is set when the library is loaded. Two
+ * threads may run any two functions at once as long as they share no cache, bitmap or digest that one of them
+ * writes.
  */
 #ifndef MIGRATE_KERNEL_H
 #define MIGRATE_KERNEL_H
@@ -16,7 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* ---- numbers of the contract ------------------------------------------------------------------------- */
+/* ---- numbers of the contract --------------------------------------------------------------------------- */
 
 enum {
     MK_PAGE_SIZE_MIN = 1024,
@@ -41,7 +42,7 @@ static inline uint32_t mk_max_records(uint32_t page_size)
 enum mk_status {
     MK_OK = 0,
     MK_RECORD, /* an illegal body: rule, at = byte offset in the body */
-    MK_RAM,    /* a RAM file failed: what, block, at = byte offset in the block, sys = errno or 0 */
+    MK_RAM, /* a RAM file failed: what, block, at = byte offset in the block, sys = errno or 0 */
     MK_VERIFY, /* read back something else: block, at = byte offset in the block */
     MK_MEMORY, /* no memory for the call's own buffers */
 };
@@ -50,23 +51,23 @@ struct mk_error {
     enum mk_status status;
     const char *rule; /* name of the rule as in _native.pyi */
     const char *what; /* "the file ended before the block", "reading failed" … */
-    size_t block;     /* index into mk_ram.blocks */
+    size_t block; /* index into mk_ram.blocks */
     uint64_t at;
     int sys;
 };
 
-/* ---- 128-bit numbers ------------------------------------------------------------------------------------- */
+/* ---- 128-bit numbers ----------------------------------------------------------------------------------- */
 
 struct mk_u128 {
     uint64_t lo, hi;
 };
 
-/* ---- variants by CPU -------------------------------------------------------------------------------------- */
+/* ---- variants by CPU ----------------------------------------------------------------------------------- */
 
 enum mk_feature {
     MK_SSE2 = 1 << 0,
     MK_SSE42 = 1 << 1, /* with PCLMULQDQ */
-    MK_AVX2 = 1 << 2,  /* with BMI1, BMI2, POPCNT */
+    MK_AVX2 = 1 << 2, /* with BMI1, BMI2, POPCNT */
     MK_AVX512 = 1 << 3, /* F, BW, VL, VBMI2, VPOPCNTDQ; with MK_AVX2 */
     MK_VPCLMUL = 1 << 4, /* VPCLMULQDQ on 512 bits */
     MK_ALL_FEATURES = (1 << 5) - 1,
@@ -74,11 +75,11 @@ enum mk_feature {
 
 /* What this CPU has. */
 unsigned mk_cpu_features(void);
-/* Use only what is both in `allowed` and in the CPU; returns that. All variants give identical results: this is
- * for tests and benchmarks. Not to be called while another thread is in the kernel. */
+/* Use only what is both in `allowed` and in the CPU; returns that. All variants give identical results: this
+ * is for tests and benchmarks. Not to be called while another thread is in the kernel. */
 unsigned mk_select(unsigned allowed);
 
-/* ---- bytes -------------------------------------------------------------------------------------------------- */
+/* ---- bytes --------------------------------------------------------------------------------------------- */
 
 bool mk_is_zero(const uint8_t *data, size_t length);
 uint32_t mk_crc32c(const uint8_t *data, size_t length, uint32_t value);
@@ -92,7 +93,7 @@ int mk_xbzrle_encode(
 /* Returns the end of the last change, -1 if undecodable: then the page may have been changed in part. */
 int64_t mk_xbzrle_decode(const uint8_t *delta, size_t delta_length, uint8_t *page, size_t length);
 
-/* ---- digests -------------------------------------------------------------------------------------------------- */
+/* ---- digests ------------------------------------------------------------------------------------------- */
 
 struct mk_keys {
     uint32_t page_size;
@@ -103,8 +104,7 @@ struct mk_keys {
 };
 
 /* `page_key` has page_size bytes, `root_key` 16. Returns 0, or -1 without memory. */
-int mk_keys_init(
-    struct mk_keys *keys, uint32_t page_size, const uint8_t *page_key, const uint8_t *root_key);
+int mk_keys_init(struct mk_keys *keys, uint32_t page_size, const uint8_t *page_key, const uint8_t *root_key);
 void mk_keys_free(struct mk_keys *keys);
 struct mk_u128 mk_page_digest(const struct mk_keys *keys, const uint8_t *page);
 struct mk_u128 mk_term(const struct mk_keys *keys, uint64_t page, struct mk_u128 digest);
@@ -112,7 +112,7 @@ struct mk_u128 mk_term(const struct mk_keys *keys, uint64_t page, struct mk_u128
 struct mk_u128 mk_root(const struct mk_keys *keys, const uint8_t *digests, uint64_t first, uint64_t count);
 void mk_set_digests(uint8_t *digests, uint64_t first, uint64_t count, struct mk_u128 digest);
 
-/* ---- bitmaps: u64 words, little-endian, `bytes` a multiple of 8 -------------------------------------------------- */
+/* ---- bitmaps: u64 words, little-endian, `bytes` a multiple of 8 ---------------------------------------- */
 
 enum { MK_NO_PAGE = -1 };
 
@@ -125,9 +125,10 @@ uint64_t mk_bitmap_next(const uint8_t *a, const uint8_t *b, uint64_t start, uint
 void mk_bitmap_or(uint8_t *target, const uint8_t *source, size_t bytes);
 /* stripe_pages is a multiple of 64 below 2**48, lanes below 2**31. */
 void mk_bitmap_select(
-    const uint8_t *source, uint8_t *target, size_t bytes, uint64_t stripe_pages, uint64_t lane, uint64_t lanes);
+    const uint8_t *source, uint8_t *target, size_t bytes, uint64_t stripe_pages, uint64_t lane,
+    uint64_t lanes);
 
-/* ---- RAM blocks ---------------------------------------------------------------------------------------------------- */
+/* ---- RAM blocks ---------------------------------------------------------------------------------------- */
 
 struct mk_block {
     uint64_t first_page, pages;
@@ -145,19 +146,16 @@ struct mk_ram {
     struct mk_block *blocks; /* ascending by first_page */
 };
 
-/* Copies and sorts the blocks. Returns NULL, or what is wrong with the arguments; sets *no_memory instead if that was it. */
+/* Copies and sorts the blocks. Returns NULL, or what is wrong with the arguments; sets *no_memory instead if
+ * that was it. */
 const char *mk_ram_init(
-    struct mk_ram *ram,
-    uint32_t page_size,
-    uint64_t stripe_pages,
-    const struct mk_block *blocks,
-    size_t block_count,
-    bool *no_memory);
+    struct mk_ram *ram, uint32_t page_size, uint64_t stripe_pages, const struct mk_block *blocks,
+    size_t block_count, bool *no_memory);
 void mk_ram_free(struct mk_ram *ram);
 /* Index of the block that holds all of first…first+count-1, or block_count. */
 size_t mk_ram_find(const struct mk_ram *ram, uint64_t first, uint64_t count);
 
-/* ---- the page cache --------------------------------------------------------------------------------------------------- */
+/* ---- the page cache ------------------------------------------------------------------------------------ */
 
 struct mk_entry {
     uint64_t page;
@@ -187,19 +185,14 @@ void mk_cache_clear(struct mk_cache *cache);
 int64_t mk_cache_find(const struct mk_cache *cache, uint64_t page);
 uint8_t *mk_cache_data(const struct mk_cache *cache, int64_t slot);
 /* Apply the rule; `slot` is what mk_cache_find said. `content` may be the slot's own data, changed in place.
- * `term` is mk_term of page and content. Returns the slot that has the content now, or MK_NO_SLOT if nothing was written. */
+ * `term` is mk_term of page and content. Returns the slot that has the content now, or MK_NO_SLOT if nothing
+ * was written. */
 int64_t mk_cache_put(
-    struct mk_cache *cache,
-    int64_t slot,
-    uint64_t page,
-    const uint8_t *content,
-    struct mk_u128 term,
-    uint32_t round,
-    enum mk_stage stage,
-    bool zero);
+    struct mk_cache *cache, int64_t slot, uint64_t page, const uint8_t *content, struct mk_u128 term,
+    uint32_t round, enum mk_stage stage, bool zero);
 void mk_cache_touch(struct mk_cache *cache, int64_t slot, uint32_t round);
 
-/* ---- batches ------------------------------------------------------------------------------------------------------------- */
+/* ---- batches ------------------------------------------------------------------------------------------- */
 
 struct mk_fill {
     const struct mk_ram *ram;
@@ -249,20 +242,10 @@ enum mk_status mk_apply(const struct mk_apply *request, struct mk_applied *resul
 
 /* first…first+count-1 lie in one block in both. */
 enum mk_status mk_scan(
-    const struct mk_ram *ram,
-    const struct mk_keys *keys,
-    const uint8_t *digests,
-    uint64_t first,
-    uint64_t count,
-    uint8_t *dirty,
-    uint64_t *differing,
-    struct mk_error *error);
+    const struct mk_ram *ram, const struct mk_keys *keys, const uint8_t *digests, uint64_t first,
+    uint64_t count, uint8_t *dirty, uint64_t *differing, struct mk_error *error);
 enum mk_status mk_digest_range(
-    const struct mk_ram *ram,
-    const struct mk_keys *keys,
-    uint64_t first,
-    uint64_t count,
-    uint8_t *out,
+    const struct mk_ram *ram, const struct mk_keys *keys, uint64_t first, uint64_t count, uint8_t *out,
     struct mk_error *error);
 uint64_t mk_zero_range(
     const struct mk_keys *keys, const uint8_t *digests, uint64_t first, uint64_t count, uint8_t *dirty);

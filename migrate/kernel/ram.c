@@ -5,7 +5,8 @@
 
 #include "internal.h"
 
-/* Page numbers stay below 2**48, so that byte offsets (65536 bytes a page) stay below 2**63 with room to spare. */
+/* Page numbers stay below 2**48, so that byte offsets (65536 bytes a page) stay below 2**63 with room to
+ * spare. */
 static const uint64_t page_limit = (uint64_t)1 << 47;
 
 static int by_first_page(const void *left, const void *right)
@@ -35,12 +36,8 @@ static const char *wrong_with(const struct mk_block *block, uint64_t stripe_page
 }
 
 const char *mk_ram_init(
-    struct mk_ram *ram,
-    uint32_t page_size,
-    uint64_t stripe_pages,
-    const struct mk_block *blocks,
-    size_t block_count,
-    bool *no_memory)
+    struct mk_ram *ram, uint32_t page_size, uint64_t stripe_pages, const struct mk_block *blocks,
+    size_t block_count, bool *no_memory)
 {
     *no_memory = false;
     memset(ram, 0, sizeof *ram);
@@ -105,7 +102,8 @@ size_t mk_ram_find(const struct mk_ram *ram, uint64_t first, uint64_t count)
 enum { READ_PAGES_MAX = 64 };
 
 size_t read_pages(
-    const struct mk_ram *ram, size_t block, uint64_t first, uint8_t *const *into, size_t pages, struct mk_error *error)
+    const struct mk_ram *ram, size_t block, uint64_t first, uint8_t *const *into, size_t pages,
+    struct mk_error *error)
 {
     const struct mk_block *from = &ram->blocks[block];
     uint64_t offset = (first - from->first_page) << ram->page_shift;

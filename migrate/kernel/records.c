@@ -1,4 +1,5 @@
-/* Destination, first pass: a body of RAM records (qemu-ram-stream.md 2.1, 3.1) is checked and decoded. Hostile bytes. */
+/* Destination, first pass: a body of RAM records (qemu-ram-stream.md 2.1, 3.1) is checked and decoded.
+ * Hostile bytes. */
 #include <stdlib.h>
 
 #include "batch.h"
@@ -58,7 +59,8 @@ static struct mk_u128 digest_so_far(const struct reader *in, uint64_t page)
     return digest_at(in->q->digests, page);
 }
 
-static void land(struct reader *in, uint64_t page, const uint8_t *content, struct mk_u128 digest, struct mk_u128 term)
+static void
+land(struct reader *in, uint64_t page, const uint8_t *content, struct mk_u128 digest, struct mk_u128 term)
 {
     struct batch *batch = in->batch;
     if (batch->count && batch->landings[batch->count - 1].page >= page)
@@ -112,9 +114,9 @@ static uint8_t *arena_page(struct reader *in)
     return batch->arena ? batch->arena + batch->arena_used++ * page_size : NULL;
 }
 
-/* May a delta be decoded in the cache, and RAM be written from there? Only if the slot takes the new content, and no
- * other page can get the slot before the batch ends: under both rules an entry of this round is safe, unless its
- * age is 0, which the default rule gives away. */
+/* May a delta be decoded in the cache, and RAM be written from there? Only if the slot takes the new content,
+ * and no other page can get the slot before the batch ends: under both rules an entry of this round is safe,
+ * unless its age is 0, which the default rule gives away. */
 static bool stays_until_written(const struct reader *in)
 {
     return in->q->round > 0 && (!in->cache->qemu_rule || in->q->stage == MK_ROUND);

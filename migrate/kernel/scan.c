@@ -15,12 +15,8 @@ struct visitor {
 };
 
 static enum mk_status visit(
-    const struct mk_ram *ram,
-    const struct mk_keys *keys,
-    uint64_t first,
-    uint64_t count,
-    struct visitor *visitor,
-    struct mk_error *error)
+    const struct mk_ram *ram, const struct mk_keys *keys, uint64_t first, uint64_t count,
+    struct visitor *visitor, struct mk_error *error)
 {
     size_t block = mk_ram_find(ram, first, count);
     size_t chunk_pages = CHUNK_BYTES / ram->page_size;
@@ -36,7 +32,8 @@ static enum mk_status visit(
         into[i] = chunk + i * ram->page_size;
     uint64_t page = first, end = first + count;
     while (page < end) {
-        size_t got = read_pages(ram, block, page, into, end - page < chunk_pages ? end - page : chunk_pages, error);
+        size_t got =
+            read_pages(ram, block, page, into, end - page < chunk_pages ? end - page : chunk_pages, error);
         if (got == 0)
             break;
         for (size_t i = 0; i < got; i++, page++)
@@ -60,14 +57,8 @@ static void store(struct visitor *self, uint64_t page, struct mk_u128 digest)
 }
 
 enum mk_status mk_scan(
-    const struct mk_ram *ram,
-    const struct mk_keys *keys,
-    const uint8_t *digests,
-    uint64_t first,
-    uint64_t count,
-    uint8_t *dirty,
-    uint64_t *differing,
-    struct mk_error *error)
+    const struct mk_ram *ram, const struct mk_keys *keys, const uint8_t *digests, uint64_t first,
+    uint64_t count, uint8_t *dirty, uint64_t *differing, struct mk_error *error)
 {
     struct visitor visitor = {.page = mark_if_differing, .digests = digests, .target = dirty};
     enum mk_status status = visit(ram, keys, first, count, &visitor, error);
@@ -76,11 +67,7 @@ enum mk_status mk_scan(
 }
 
 enum mk_status mk_digest_range(
-    const struct mk_ram *ram,
-    const struct mk_keys *keys,
-    uint64_t first,
-    uint64_t count,
-    uint8_t *out,
+    const struct mk_ram *ram, const struct mk_keys *keys, uint64_t first, uint64_t count, uint8_t *out,
     struct mk_error *error)
 {
     struct visitor visitor = {.page = store, .target = out, .first = first};

@@ -3,9 +3,10 @@
 
 enum { CHUNK = 64, CHUNKS_MAX = MK_XBZRLE_PAGE_MAX / CHUNK + 1, AT_ONCE = 4, SHORT = 8 };
 
-/* Where the page turns from equal to different and back: start and end of each run of changes, in turn. Returns how many.
- * AT_ONCE positions are written at once: what is written behind the last means nothing. */
-static inline __attribute__((always_inline)) size_t find_edges(uint16_t *edges, const uint64_t *masks, size_t chunks)
+/* Where the page turns from equal to different and back: start and end of each run of changes, in turn.
+ * Returns how many. AT_ONCE positions are written at once: what is written behind the last means nothing. */
+static inline __attribute__((always_inline)) size_t
+find_edges(uint16_t *edges, const uint64_t *masks, size_t chunks)
 {
     const uint64_t top = (uint64_t)1 << 63; /* so that there always is a lowest set bit */
     uint64_t turns[CHUNKS_MAX + 1 + TURNS_PADDING], busy[CHUNKS_MAX / 64 + 1];
@@ -37,7 +38,8 @@ static inline uint8_t *put_length(uint8_t *out, size_t length)
 }
 
 int xbzrle_write_runs(
-    const uint16_t *edges, size_t count, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap)
+    const uint16_t *edges, size_t count, const uint8_t *new, size_t length, uint8_t *out, size_t limit,
+    size_t gap)
 {
     uint8_t *to = out;
     size_t done = 0;
@@ -60,23 +62,23 @@ int xbzrle_write_runs(
         to += run;
         done = start + run;
     }
-    /* The rules B and C hold for every run if C holds for the last: the delta only grows. Rule A adds that two bytes
-     * must be left wherever the page goes on. */
+    /* The rules B and C hold for every run if C holds for the last: the delta only grows. Rule A adds that
+     * two bytes must be left wherever the page goes on. */
     if (done < length && (size_t)(to - out) + 2 > limit)
         return -1;
     return (int)(to - out);
 }
 
-static inline __attribute__((always_inline)) int encode(
-    const uint64_t *masks, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap)
+static inline __attribute__((always_inline)) int
+encode(const uint64_t *masks, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap)
 {
     uint16_t edges[MK_XBZRLE_PAGE_MAX + 1 + AT_ONCE];
     size_t count = find_edges(edges, masks, (length + CHUNK - 1) / CHUNK);
     return xbzrle_write_runs(edges, count, new, length, out, limit, gap);
 }
 
-static int encode_plain(
-    const uint64_t *masks, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap)
+static int
+encode_plain(const uint64_t *masks, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap)
 {
     return encode(masks, new, length, out, limit, gap);
 }
@@ -112,7 +114,7 @@ int mk_xbzrle_encode(
     if (rest) {
         uint8_t a[CHUNK] = {0}, b[CHUNK] = {0};
         memcpy(a, old + chunks * CHUNK, rest);
-        memcpy(b, new + chunks * CHUNK, rest);
+        memcpy(b, new + chunks *CHUNK, rest);
         variants.differs(a, b, 1, masks + 1 + chunks);
         chunks++;
     }

@@ -1,12 +1,14 @@
-/* XBZRLE deltas of pages with few changes, with AVX-512: the same bytes as the plain encoder, in steps without a
- * branch that cannot be foretold. With changes scattered at random the plain one spends most of its time on those. */
+/* XBZRLE deltas of pages with few changes, with AVX-512: the same bytes as the plain encoder, in steps
+ * without a branch that cannot be foretold. With changes scattered at random the plain one spends most of its
+ * time on those. */
 #include "internal.h"
 
 #if defined(__x86_64__)
 
 #include <immintrin.h>
 
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi2,avx512vpopcntdq,bmi,bmi2,popcnt")))
+#define AVX512 \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi2,avx512vpopcntdq,bmi,bmi2,popcnt")))
 
 enum {
     CHUNK = 64,
@@ -16,11 +18,13 @@ enum {
     RUNS_MAX = 128,   /* pages with more go to the plain encoder, which needs no tables */
     EDGES_MAX = 2 * RUNS_MAX,
     EDGES_FEW = 4, /* not worth a plan */
-    EDGES_ROOM = EDGES_MAX + WORDS * CHUNK + 32, /* one vector more, and what a store writes behind the last */
+    EDGES_ROOM =
+        EDGES_MAX + WORDS * CHUNK + 32, /* one vector more, and what a store writes behind the last */
     COPY = 16,        /* bytes copied for a short run */
 };
 
-/* Eight mask words, with gaps of one or two bits between set bits filled; `before` and `after` are the words beside each. */
+/* Eight mask words, with gaps of one or two bits between set bits filled; `before` and `after` are the words
+ * beside each. */
 AVX512 static inline __m512i fill_gaps(__m512i here, __m512i before, __m512i after)
 {
     __m512i left1 = _mm512_shldi_epi64(here, before, 1), left2 = _mm512_shldi_epi64(here, before, 2);
@@ -94,8 +98,8 @@ AVX512 static size_t list_edges(uint16_t *edges, const uint64_t *masks, size_t c
         __m512i before = raw, filled_before = filled;
         raw = filled = next;
         next = word + WORDS <= chunks ? _mm512_loadu_si512(masks + 1 + word + WORDS) : nothing;
-        /* Nothing changed here; the last bit of the word before ends a run only if it is set, filled or not: a
-         * gap is filled only up to a change. */
+        /* Nothing changed here; the last bit of the word before ends a run only if it is set, filled or not:
+         * a gap is filled only up to a change. */
         if (!_mm512_test_epi64_mask(raw, raw) && !(masks[word] >> 63))
             continue;
         if (gap)
@@ -120,28 +124,31 @@ AVX512 static inline __m512i length_bytes(__m512i length, __mmask16 two)
 
 /* Where everything goes, of all runs. */
 struct plan {
-    uint32_t head[RUNS_MAX];    /* bytes of both lengths */
+    uint32_t head[RUNS_MAX]; /* bytes of both lengths */
     uint32_t head_at[RUNS_MAX]; /* offset in the delta */
     uint32_t data_at[RUNS_MAX];
-    uint32_t end;     /* length of the delta */
+    uint32_t end; /* length of the delta */
     uint32_t longest; /* run */
 };
 
 AVX512 static void make_plan(struct plan *plan, const uint16_t *edges, size_t runs)
 {
-    const __m512i none = _mm512_setzero_si512(), one = _mm512_set1_epi32(1), seven_bits = _mm512_set1_epi32(0x7f);
+    const __m512i none = _mm512_setzero_si512(), one = _mm512_set1_epi32(1),
+                  seven_bits = _mm512_set1_epi32(0x7f);
     __m512i end_before = none, offset = none, longest = none;
     for (size_t i = 0; i < runs; i += LANES) {
         __mmask16 live = (__mmask16)_bzhi_u32(0xffff, runs - i < LANES ? (unsigned)(runs - i) : LANES);
         __m512i pairs = _mm512_maskz_loadu_epi32(live, edges + 2 * i);
-        __m512i start = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff)), end = _mm512_srli_epi32(pairs, 16);
+        __m512i start = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff)),
+                end = _mm512_srli_epi32(pairs, 16);
         __m512i skip = _mm512_sub_epi32(start, _mm512_alignr_epi32(end, end_before, LANES - 1));
         __m512i run = _mm512_sub_epi32(end, start);
         __mmask16 long_skip = _mm512_cmpgt_epi32_mask(skip, seven_bits);
         __mmask16 long_run = _mm512_cmpgt_epi32_mask(run, seven_bits);
         __m512i skip_bytes = _mm512_mask_add_epi32(one, long_skip, one, one);
         __m512i head_bytes = _mm512_add_epi32(skip_bytes, _mm512_mask_add_epi32(one, long_run, one, one));
-        __m512i run_shifted = _mm512_sllv_epi32(length_bytes(run, long_run), _mm512_slli_epi32(skip_bytes, 3));
+        __m512i run_shifted =
+            _mm512_sllv_epi32(length_bytes(run, long_run), _mm512_slli_epi32(skip_bytes, 3));
         _mm512_storeu_si512(plan->head + i, _mm512_or_si512(length_bytes(skip, long_skip), run_shifted));
         /* Offsets: sums of all lengths before, by adding neighbours 1, 2, 4 and 8 lanes away. */
         __m512i length = _mm512_maskz_add_epi32(live, head_bytes, run), sum = length;
@@ -161,7 +168,8 @@ AVX512 static void make_plan(struct plan *plan, const uint16_t *edges, size_t ru
 }
 
 AVX512 static void write_plan(
-    const struct plan *plan, const uint16_t *edges, size_t runs, const uint8_t *new, size_t length, uint8_t *out)
+    const struct plan *plan, const uint16_t *edges, size_t runs, const uint8_t *new, size_t length,
+    uint8_t *out)
 {
     size_t short_runs = plan->longest <= COPY ? runs : 0, i = 0;
     while (short_runs && edges[2 * short_runs - 2] + (size_t)COPY > length)

@@ -1,4 +1,5 @@
-/* What the fuzz drivers share: reproducible randomness, and a check that says what failed and with which seed. */
+/* What the fuzz drivers share: reproducible randomness, and a check that says what failed and with which
+ * seed. */
 #ifndef FUZZ_COMMON_H
 #define FUZZ_COMMON_H
 
@@ -40,12 +41,14 @@ static inline void random_bytes(struct random *random, uint8_t *to, size_t lengt
 
 extern uint64_t fuzz_seed; /* of the current iteration: give it as SEED with one iteration to repeat it */
 
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s\nseed %llu\n", __FILE__, __LINE__, #condition, (unsigned long long)fuzz_seed);  \
-            abort();                                                                                                   \
-        }                                                                                                              \
+#define CHECK(condition)                                                          \
+    do {                                                                          \
+        if (!(condition)) {                                                       \
+            fprintf(                                                              \
+                stderr, "%s:%d: %s\nseed %llu\n", __FILE__, __LINE__, #condition, \
+                (unsigned long long)fuzz_seed);                                   \
+            abort();                                                              \
+        }                                                                         \
     } while (0)
 
 /* Memory of exactly this size, so that the address sanitizer sees one byte too many. */
@@ -64,7 +67,8 @@ static inline void *copy_of(const void *from, size_t bytes)
     return memory;
 }
 
-/* Change some bytes the way programs and attackers do: scattered, in runs, at the edges, to special values. */
+/* Change some bytes the way programs and attackers do: scattered, in runs, at the edges, to special values.
+ */
 void mutate(struct random *random, uint8_t *data, size_t length, unsigned changes);
 
 void fuzz_bytes(struct random *random);

@@ -1,5 +1,6 @@
-/* fill and apply: honest batches must arrive, changed ones must do exactly what the oracle says or be refused with
- * its rule, and nothing outside the blocks may change: each destination file goes on behind its block. */
+/* fill and apply: honest batches must arrive, changed ones must do exactly what the oracle says or be refused
+ * with its rule, and nothing outside the blocks may change: each destination file goes on behind its block.
+ */
 #define _GNU_SOURCE
 #include <sys/mman.h>
 #include <unistd.h>
@@ -46,7 +47,8 @@ static int make_file(uint64_t length, bool guarded)
     return fd;
 }
 
-static void make_side(struct world *w, struct side *side, const struct mk_block *plan, size_t blocks, bool guarded)
+static void
+make_side(struct world *w, struct side *side, const struct mk_block *plan, size_t blocks, bool guarded)
 {
     struct mk_block own[BLOCKS_MAX];
     bool no_memory;
@@ -142,7 +144,8 @@ static void write_image(const struct world *w, const struct side *side)
     for (size_t i = 0; i < side->ram.block_count; i++) {
         const struct mk_block *block = &side->ram.blocks[i];
         uint64_t length = byte_length(&side->ram, block);
-        CHECK(pwrite(block->fd, side->image + block->first_page * w->page_size, length, 0) == (ssize_t)length);
+        CHECK(
+            pwrite(block->fd, side->image + block->first_page * w->page_size, length, 0) == (ssize_t)length);
     }
 }
 
@@ -166,7 +169,8 @@ static void dirty_pages(struct world *w, uint64_t lane)
     uint8_t *dirty = exactly(w->bitmap_bytes);
     memset(dirty, 0, w->bitmap_bytes);
     for (size_t i = 0; i < ram->block_count; i++) {
-        for (uint64_t page = ram->blocks[i].first_page; page < ram->blocks[i].first_page + ram->blocks[i].pages; page++) {
+        for (uint64_t page = ram->blocks[i].first_page;
+             page < ram->blocks[i].first_page + ram->blocks[i].pages; page++) {
             uint8_t *content = w->source.image + page * w->page_size;
             bool mine = page / STRIPE % w->lanes == lane;
             if (one_in(random, 12))
@@ -205,7 +209,8 @@ static struct mk_apply request_for(const struct world *w, const uint8_t *body, s
     };
 }
 
-/* Well-formed headers in an order that no source makes; few pages, so that they meet each other and the cache. */
+/* Well-formed headers in an order that no source makes; few pages, so that they meet each other and the
+ * cache. */
 static size_t invent_records(struct random *random, const struct world *w, uint8_t *to)
 {
     static const unsigned types[] = {0x02, 0x22, 0x08, 0x28, 0x40, 0x60, 0x60, 0x60, 0x10, 0xa0};
@@ -242,7 +247,8 @@ static uint8_t *attack(struct random *random, const struct world *w, const uint8
     memcpy(changed, body, *length);
     switch (below(random, 6)) {
     case 0: /* cut, often just before the end of a record */
-        *length = one_in(random, 2) ? below(random, *length + 1) : *length - below(random, *length < 3 ? *length : 3);
+        *length = one_in(random, 2) ? below(random, *length + 1)
+                                    : *length - below(random, *length < 3 ? *length : 3);
         break;
     case 1: /* twice: every page occurs again, deltas against what the first pass left */
         memcpy(changed + *length, body, *length);
@@ -278,7 +284,9 @@ static void apply_changed(struct world *w, const uint8_t *honest, size_t honest_
     uint8_t *digests_after = copy_of(target->digests, target->ram.total_pages * MK_DIGEST_BYTES);
     struct mk_cache model, before;
     uint64_t budget = target->cache.slots * (w->page_size + 32);
-    CHECK(mk_cache_init(&model, &w->keys, budget, target->cache.qemu_rule) == 0 && model.slots == target->cache.slots);
+    CHECK(
+        mk_cache_init(&model, &w->keys, budget, target->cache.qemu_rule) == 0
+        && model.slots == target->cache.slots);
     CHECK(mk_cache_init(&before, &w->keys, budget, target->cache.qemu_rule) == 0);
     copy_cache(&model, &target->cache);
     copy_cache(&before, &target->cache);
@@ -336,14 +344,17 @@ static void apply_honest(struct world *w, const struct mk_filled *filled, const 
     q.records = filled->records;
     q.digest_sum = filled->digest_sum;
     CHECK(mk_apply(&q, &applied, &error) == MK_OK);
-    CHECK(applied.zero == filled->zero && applied.normal == filled->normal && applied.xbzrle == filled->xbzrle);
+    CHECK(
+        applied.zero == filled->zero && applied.normal == filled->normal && applied.xbzrle == filled->xbzrle);
     CHECK(applied.root_delta.lo == filled->root_delta.lo && applied.root_delta.hi == filled->root_delta.hi);
     for (uint64_t i = 0; i < filled->records; i++) {
         uint64_t page;
         memcpy(&page, w->sent + 8 * i, 8);
         memcpy(target->image + page * w->page_size, w->source.image + page * w->page_size, w->page_size);
     }
-    CHECK(w->source.cache.digest.lo == target->cache.digest.lo && w->source.cache.digest.hi == target->cache.digest.hi);
+    CHECK(
+        w->source.cache.digest.lo == target->cache.digest.lo
+        && w->source.cache.digest.hi == target->cache.digest.hi);
 }
 
 static void run_round(struct world *w, uint64_t lane)
@@ -378,7 +389,8 @@ static void run_round(struct world *w, uint64_t lane)
         start = filled.next_page;
     } while (!filled.finished);
     check_files(w, &w->target, true);
-    CHECK(mk_bitmap_count(w->pending, w->bitmap_bytes) == 0 && mk_bitmap_count(w->owed, w->bitmap_bytes) == 0);
+    CHECK(
+        mk_bitmap_count(w->pending, w->bitmap_bytes) == 0 && mk_bitmap_count(w->owed, w->bitmap_bytes) == 0);
 }
 
 /* Files that end early: an error, never a longer file. */
@@ -389,7 +401,8 @@ static void truncate_and_try(struct world *w)
     uint64_t differing, short_bytes = below(w->random, byte_length(&w->source.ram, from));
     CHECK(ftruncate(from->fd, (off_t)short_bytes) == 0);
     enum mk_status status = mk_scan(
-        &w->source.ram, &w->keys, w->source.digests, from->first_page, from->pages, w->pending, &differing, &error);
+        &w->source.ram, &w->keys, w->source.digests, from->first_page, from->pages, w->pending, &differing,
+        &error);
     CHECK(status == MK_RAM && error.sys == 0 && error.at == short_bytes);
     short_bytes = below(w->random, byte_length(&w->target.ram, to));
     CHECK(ftruncate(to->fd, (off_t)short_bytes) == 0);

@@ -1,4 +1,5 @@
-/* Zero test, checksum, digest, XBZRLE: every CPU variant against the oracle, in memory of exactly the right size. */
+/* Zero test, checksum, digest, XBZRLE: every CPU variant against the oracle, in memory of exactly the right
+ * size. */
 #include "common.h"
 #include "oracle.h"
 
@@ -24,7 +25,8 @@ void mutate(struct random *random, uint8_t *data, size_t length, unsigned change
         if (one_in(random, 4)) /* close to the last one: gaps of 1 to 3 */
             at = at > 3 ? at - 1 - below(random, 3) : at;
         for (; run && at < length; run--, at++)
-            data[at] = one_in(random, 3) ? special[below(random, sizeof special)] : (uint8_t)next_random(random);
+            data[at] =
+                one_in(random, 3) ? special[below(random, sizeof special)] : (uint8_t)next_random(random);
     }
 }
 
@@ -122,7 +124,8 @@ static size_t some_delta(struct random *random, uint8_t *delta, size_t most)
 {
     size_t size = 0;
     while (size + 8 < most && !one_in(random, 12)) {
-        size_t skip = below(random, one_in(random, 5) ? 400 : 12), run = 1 + below(random, one_in(random, 8) ? 300 : 5);
+        size_t skip = below(random, one_in(random, 5) ? 400 : 12),
+               run = 1 + below(random, one_in(random, 8) ? 300 : 5);
         if (skip == 0 && size && !one_in(random, 20))
             skip = 1;
         if (skip > 127 || one_in(random, 20)) {

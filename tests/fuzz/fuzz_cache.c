@@ -1,4 +1,5 @@
-/* The page cache: after every operation its digest, its count and its contents must agree with a plain model. */
+/* The page cache: after every operation its digest, its count and its contents must agree with a plain model.
+ */
 #include "common.h"
 #include "oracle.h"
 
@@ -33,7 +34,8 @@ void fuzz_cache(struct random *random)
     random_bytes(random, root_key, sizeof root_key);
     CHECK(mk_keys_init(&keys, PAGE, page_key, root_key) == 0);
     bool qemu_rule = one_in(random, 2);
-    CHECK(mk_cache_init(&cache, &keys, below(random, 40) * (PAGE + 32) + below(random, PAGE), qemu_rule) == 0);
+    CHECK(
+        mk_cache_init(&cache, &keys, below(random, 40) * (PAGE + 32) + below(random, PAGE), qemu_rule) == 0);
     uint32_t round = (uint32_t)below(random, 3);
     for (unsigned operation = 0; operation < 200; operation++) {
         uint64_t page = below(random, PAGES);

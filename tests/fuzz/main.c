@@ -6,7 +6,8 @@
  *
  *     fuzz-kernel SEED 1x
  *
- * repeats that iteration alone. The second argument is a number of seconds, or of iterations with an x behind it.
+ * repeats that iteration alone. The second argument is a number of seconds, or of iterations with an x behind
+ * it.
  */
 #include <time.h>
 

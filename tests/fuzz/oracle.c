@@ -32,7 +32,8 @@ struct mk_u128 oracle_page_digest(const struct mk_keys *keys, const uint8_t *pag
 {
     wide sum = 0;
     for (size_t i = 0; i < keys->page_size / 8; i += 2)
-        sum += (wide)(le64(page + 8 * i) + keys->page_key[i]) * (le64(page + 8 * i + 8) + keys->page_key[i + 1]);
+        sum +=
+            (wide)(le64(page + 8 * i) + keys->page_key[i]) * (le64(page + 8 * i + 8) + keys->page_key[i + 1]);
     return narrow(sum);
 }
 
@@ -51,7 +52,8 @@ static size_t write_length(uint8_t *out, size_t length)
     return 2;
 }
 
-int oracle_encode(const uint8_t *old, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap)
+int oracle_encode(
+    const uint8_t *old, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap)
 {
     size_t i = 0, size = 0;
     while (i < length) {
@@ -135,13 +137,8 @@ static struct mk_u128 digest_in(const uint8_t *digests, uint64_t page)
 
 /* One record. Returns its end, or 0 with a rule in *rule. */
 static size_t apply_record(
-    const struct mk_apply *q,
-    uint8_t *image,
-    uint8_t *digests,
-    struct mk_cache *cache,
-    size_t at,
-    size_t *block,
-    struct verdict *verdict)
+    const struct mk_apply *q, uint8_t *image, uint8_t *digests, struct mk_cache *cache, size_t at,
+    size_t *block, struct verdict *verdict)
 {
     const uint8_t *body = q->body;
     const struct mk_ram *ram = q->ram;
@@ -210,7 +207,8 @@ static size_t apply_record(
             return verdict->rule = "xbzrle-not-held", 0;
         if (length == 0) {
             mk_cache_touch(cache, slot, q->round);
-            verdict->digest_sum = oracle_add(verdict->digest_sum, mk_term(q->keys, page, digest_in(digests, page)));
+            verdict->digest_sum =
+                oracle_add(verdict->digest_sum, mk_term(q->keys, page, digest_in(digests, page)));
             verdict->records++;
             return at;
         }
@@ -229,7 +227,8 @@ static size_t apply_record(
     return at;
 }
 
-struct verdict oracle_apply(const struct mk_apply *q, uint8_t *image, uint8_t *digests, struct mk_cache *cache)
+struct verdict
+oracle_apply(const struct mk_apply *q, uint8_t *image, uint8_t *digests, struct mk_cache *cache)
 {
     struct verdict verdict = {.rule = NULL};
     size_t at = 0, block = q->ram->block_count;
