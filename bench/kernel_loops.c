@@ -96,7 +96,7 @@ int main(int argc, char **argv)
     int rounds = atoi(argv[2]);
     if (argc > 3)
         mk_select((unsigned)strtoul(argv[3], NULL, 0));
-    uint8_t *old = make(pairs * PAGE), *equal = make(pairs * PAGE), *room = make(ROOM);
+    uint8_t *old = make(pairs * PAGE), *equal = make(pairs * PAGE);
     for (size_t i = 0; i < pairs * PAGE / 8; i++) {
         uint64_t word = next_random();
         memcpy(old + 8 * i, &word, 8);
@@ -139,7 +139,7 @@ int main(int argc, char **argv)
                 double start = now_ns();
                 for (size_t i = 0; i < pairs; i++)
                     sink += (uint64_t)mk_xbzrle_encode(
-                        old + i * PAGE, set->new + i *PAGE, PAGE, room, 2 * PAGE, GAP);
+                        old + i * PAGE, set->new + i *PAGE, PAGE, set->deltas + i * ROOM, 2 * PAGE, GAP);
                 set->encode_ns[round] = (now_ns() - start) / (double)pairs;
             }
             for (int warm = 1; warm >= 0; warm--) {
