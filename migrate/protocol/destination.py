@@ -235,6 +235,8 @@ class DestinationMachine:
 
         A broken connection and bad bytes reset the lane, our own trouble is fatal.
         """
+        if self.state is DestinationState.ENDED:
+            return
         self.lanes.failed(lane, str(error))
         if isinstance(error, RamError | VerifyError):
             self.fail(now, error)

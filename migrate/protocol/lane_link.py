@@ -106,9 +106,11 @@ class LaneLink:
         return done
 
     def settled(self, now: float) -> bool:
-        """The connection is known to work: everything was acknowledged, or something was a moment ago."""
-        recent = not self.in_flight or now - self.last_progress <= SETTLED_SECONDS
-        return self.state is LinkState.UP and self._last_acknowledged > 0 and recent
+        """The connection works: all was acknowledged, or something behind the opening batch, a moment ago."""
+        if self.state is not LinkState.UP or self._last_acknowledged == 0:
+            return False
+        recently = self._last_acknowledged > 1 and now - self.last_progress <= SETTLED_SECONDS
+        return not self.in_flight or recently
 
     def stalled(self, now: float, limit: float) -> bool:
         """Something is in flight and nothing was acknowledged for `limit` seconds."""
