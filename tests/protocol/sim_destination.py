@@ -9,16 +9,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from protocol_support import SECRET, digests_now
+from sim_lanes import Receiver
 from sim_network import Connection
 
 from migrate.errors import GuestError, MigrateError, ProtocolError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
-from migrate.protocol.batch import HEADER_BYTES, Kind
 from migrate.protocol.destination import DestinationMachine
 from migrate.protocol.destination_states import DestinationState
 from migrate.protocol.handshake import Offer, negotiate
-from migrate.protocol.lane_destination import DestinationLane
 from migrate.protocol.schema import Message
 
 if TYPE_CHECKING:
@@ -35,68 +34,6 @@ class WatchedDestination(DestinationMachine):
     def _enter(self, state: DestinationState) -> None:
         SEEN.add((self.state, state))
         super()._enter(state)
-
-
-class Receiver:
-    """What the daemon's lane thread does, in steps."""
-
-    def __init__(self, shell: DestinationShell, lane: DestinationLane, connection: Connection) -> None:
-        self._shell = shell
-        self._lane = lane
-        self._connection = connection
-        self._needed = HEADER_BYTES
-        self._in_body = False
-        self._stopping = False
-        self.ended = False
-
-    def stop(self) -> None:
-        """`receiver_ended` follows."""
-        self._stopping = True
-        self._connection.close("destination")
-
-    @property
-    def ready(self) -> bool:
-        """There is something to do."""
-        if self.ended:
-            return False
-        enough = len(self._connection.up.arrived) >= self._needed
-        return self._stopping or enough or self._at_end
-
-    @property
-    def _at_end(self) -> bool:
-        connection = self._connection
-        return connection.is_cut or (connection.up.ended and not connection.up.in_flight)
-
-    def step(self) -> None:
-        """One thing that the thread does."""
-        try:
-            self._step()
-        except (ConnectionError, MigrateError) as error:
-            self._end(error)
-
-    def _step(self) -> None:
-        arrived = self._connection.up.arrived
-        if self._stopping:
-            self._end(None)
-            return
-        if len(arrived) < self._needed:
-            raise ConnectionError("the source closed the lane")
-        data = bytearray(arrived[: self._needed])
-        del arrived[: self._needed]
-        if not self._in_body:
-            self._needed, self._in_body = self._lane.header(data), True
-            return
-        applied = self._lane.body(data)
-        self._needed, self._in_body = HEADER_BYTES, False
-        self._shell.tell(self._shell.made.batch_applied, self._lane.number, applied)
-        if applied.kind is Kind.FINAL:
-            self._end(None)
-
-    def _end(self, problem: Exception | None) -> None:
-        self.ended = True
-        self._connection.close("destination")
-        problem = None if self._stopping else problem
-        self._shell.events.append(partial(self._shell.receiver_ended, self._lane.number, problem))
 
 
 class DestinationShell:

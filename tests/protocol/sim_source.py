@@ -9,13 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from protocol_support import digests_now
-from sim_network import MAX_IN_FLIGHT, Connection
+from sim_lanes import Sender
+from sim_network import Connection
 
 from migrate import kernel
 from migrate.errors import GuestError, MigrateError, VerifyError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
-from migrate.protocol.lane_source import SourceLane
 from migrate.protocol.schema import Message
 from migrate.protocol.source import SourceMachine
 from migrate.protocol.source_rounds import HarvestResult
@@ -37,83 +37,6 @@ class WatchedSource(SourceMachine):
     def enter(self, state: SourceState) -> None:
         SEEN.add((self.state, state))
         super().enter(state)
-
-
-class Sender:
-    """What the daemon's lane thread does, in steps."""
-
-    def __init__(self, shell: SourceShell, lane: SourceLane, opening: bytes) -> None:
-        self._shell = shell
-        self._lane = lane
-        self._opening = opening
-        self._connection: Connection | None = None
-        self._inbox: deque[Callable[[], object]] = deque()
-        self._unsent = b""
-        self._idle = False
-        self._stopping = False
-        self.ended = False
-
-    def post(self, call: Callable[[], object]) -> None:
-        """Have something done between two batches."""
-        self._inbox.append(call)
-
-    def do_rest(self) -> None:
-        """What was posted after the last look."""
-        while self._inbox:
-            self._inbox.popleft()()
-
-    def stop(self) -> None:
-        """`lane_ended` follows."""
-        self._stopping = True
-        if self._connection is not None:
-            self._connection.close("source")
-
-    @property
-    def ready(self) -> bool:
-        """There is something to do."""
-        if self.ended:
-            return False
-        if self._unsent and not self._stopping:
-            assert self._connection is not None
-            gone = self._connection.is_cut or "destination" not in self._connection.ends_open
-            return gone or len(self._connection.up.in_flight) < MAX_IN_FLIGHT
-        return self._stopping or bool(self._inbox) or not (self._idle or self._lane.window_full)
-
-    def step(self) -> None:
-        """One thing that the thread does."""
-        try:
-            self._step()
-        except (ConnectionError, MigrateError) as error:
-            self._end(error)
-
-    def _step(self) -> None:
-        if self._stopping:
-            self._end(None)
-        elif self._connection is None:
-            self._connection = self._shell.world.network.connect(self._shell.world.now, "lane")
-            self._connection.write("source", self._opening)
-        elif self._unsent:
-            self._connection.write("source", self._unsent)
-            self._unsent = b""
-        elif self._inbox:
-            self._idle = False
-            self.do_rest()
-        else:
-            self._make()
-
-    def _make(self) -> None:
-        made = self._lane.next_batch(self._shell.world.scenario.batch_limit)
-        self._idle = made is None
-        if made is not None:
-            self._unsent = bytes(made[0])
-            self._shell.tell(partial(self._shell.machine.batch_sent, lane=self._lane.number, batch=made[1]))
-
-    def _end(self, problem: Exception | None) -> None:
-        self.ended = True
-        if self._connection is not None:
-            self._connection.close("source")
-        problem = None if self._stopping else problem
-        self._shell.tell_plain(partial(self._shell.lane_ended, self._lane.number, problem))
 
 
 class SourceShell:
@@ -204,7 +127,11 @@ class SourceShell:
 
     def perform(self) -> None:
         """Do what the machine asks for."""
-        for action in self.machine.take_actions():
+        self.carry_out(self.machine.take_actions())
+
+    def carry_out(self, actions: list[a.Action]) -> None:
+        """Do what the machine asked for."""
+        for action in actions:
             assert not self.finished, f"{action} after the end"
             self.world.record("source", action)
             self._perform(action)

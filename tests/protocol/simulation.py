@@ -205,11 +205,19 @@ class World:
     # --- running ------------------------------------------------------------------------------------
 
     def run(self) -> World:
-        """To the end of both sides."""
+        """From the beginning to the end of both sides."""
+        self.begin()
+        return self.finish()
+
+    def begin(self) -> None:
+        """Start the source's machine, the clock and the guest."""
         self.source.input(self.source.machine.start)
         self._tick()
         if self.scenario.write_seconds:
             self._guest_writes()
+
+    def finish(self) -> World:
+        """To the end of both sides."""
         while not self.ended:
             self.step()
         self.check_end()
