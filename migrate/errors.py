@@ -128,3 +128,12 @@ class CancelledMigration(MigrateError):  # noqa: N818 - a cancel is an outcome, 
     """A person or a supervisor ended the migration (Ctrl-C, SIGTERM), here or at the peer."""
 
     exit_code = 130
+
+
+def as_error(problem: Exception) -> MigrateError:
+    """An exception that nobody foresaw as one of ours, chained; one of ours as it is."""
+    if isinstance(problem, MigrateError):
+        return problem
+    error = MigrateError(f"unexpected {type(problem).__name__}: {problem}")
+    error.__cause__ = problem
+    return error

@@ -20,6 +20,8 @@ CANCEL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def run_daemon(start: Callable[[], Coroutine[object, object, None]], reporter: Reporter, side: str) -> int:
     """Run a daemon's coroutine on uvloop until it ends; report its error; return the exit code.
 
+    Meant for the end of a program: afterwards these signals are ignored.
+
     SIGINT, SIGTERM and SIGHUP cancel its task once; the daemon then ends the migration in an orderly way. It
     may still complete, if the guest was handed over already. A second signal is answered with a notice.
     """
@@ -49,14 +51,20 @@ async def _with_signals(start: Callable[[], Coroutine[object, object, None]], re
         reporter.event("cancelling", signal=number.name)
         task.cancel(number.name)
 
-    handled = [number for number in CANCEL_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    for number in handled:
-        loop.add_signal_handler(number, on_signal, number)
+    def handler(number: int, _: object) -> None:
+        if not task.done():
+            loop.call_soon_threadsafe(on_signal, signal.Signals(number))
+
+    # Not the loop's handlers: it would put the default action back when it closes, and a signal in the last
+    # moment would make a handed-over guest look like a cancelled migration.
+    for number in CANCEL_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
     try:
         await task
-    finally:
-        for number in handled:
-            loop.remove_signal_handler(number)
+    finally:  # ignored from here to the very end: Python itself puts other handlers back to the default
+        for number in CANCEL_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def as_migrate_error(problem: BaseException) -> MigrateError:

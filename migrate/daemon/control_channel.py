@@ -15,11 +15,14 @@ from typing import cast
 from migrate.config import Address
 from migrate.daemon.sockets import tune_control
 from migrate.errors import ProtocolError
-from migrate.protocol.messages import FrameReader, encode_frame
+from migrate.protocol.messages import MAX_STATE_BYTES, FrameReader, encode_frame
 from migrate.protocol.schema import Message
 
-MAX_BACKLOG_BYTES = 64 << 20
+MAX_BACKLOG_BYTES = MAX_STATE_BYTES + (64 << 20)
 """A peer that takes nothing off its connection for that long is gone; bounds our memory."""
+
+LINGER_SECONDS = 2.0
+"""How long a peer has to take the last message and close."""
 
 
 class ControlChannel(asyncio.Protocol):
@@ -50,7 +53,11 @@ class ControlChannel(asyncio.Protocol):
     def address(self) -> tuple[str, int]:
         """Numeric address and port of the other side; lanes go to the same."""
         assert self._transport is not None
-        host, port = self._transport.get_extra_info("peername")[:2]
+        host, port, *rest = self._transport.get_extra_info("peername")
+        if (
+            len(rest) == 2 and rest[1] and "%" not in host
+        ):  # a link-local address means nothing without its scope
+            host = f"{host}%{rest[1]}"
         return host, port
 
     def send(self, message: Message) -> None:
@@ -71,10 +78,17 @@ class ControlChannel(asyncio.Protocol):
         await self._writable.wait()
 
     def close(self) -> None:
-        """Close once everything queued is out; no more calls of either callback."""
+        """Say that no more will come, close when the peer does; no more calls of either callback.
+
+        A socket that is closed with bytes unread tells the peer by a reset, which may overtake the last
+        message. So only our direction is closed at first, and what still comes is dropped, for a while.
+        """
+        if self._closed:
+            return
         self._closed = True
-        if self._transport is not None:
-            self._transport.close()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write_eof()
+            asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
 
     async def closed(self, seconds: float) -> None:
         """Wait until the transport is gone, at most that many seconds; then it is cut."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Mapping
 
 from migrate import __version__
 from migrate.config import DestinationConfig
@@ -12,6 +13,7 @@ from migrate.daemon.control_channel import ControlChannel
 from migrate.daemon.incoming import Incoming
 from migrate.daemon.listener import Listener
 from migrate.daemon.reporter import Reporter
+from migrate.daemon.uninterrupted import uninterrupted
 from migrate.errors import CancelledMigration, MigrateError, ProtocolError, RamError
 from migrate.protocol import messages as m
 from migrate.protocol.destination import DestinationMachine
@@ -20,6 +22,8 @@ from migrate.ram.image import RamImage
 from migrate.ram.layout import PageLayout
 
 CLOSE_SECONDS = 2.0
+TABLE_BYTES_PER_PAGE = 64  # three digest arrays at the most (own, re-read, sums), and bitmaps
+NO_MEMORY = "this host has no memory for the tables of so much RAM"
 
 
 async def serve(config: DestinationConfig, reporter: Reporter) -> None:
@@ -39,6 +43,7 @@ class DestinationDaemon:
         self._reporter = reporter
         self._listener = Listener(self, reporter, config.keepalive_timeout)
         self._incoming: Incoming | None = None
+        self._stop_wanted = False
         self._handed_over: dict[tuple[int, int], str] = {}
         """Files (device, inode) that belong to a guest now, and its migration."""
         self._arrived = asyncio.Event()
@@ -52,7 +57,7 @@ class DestinationDaemon:
             while True:
                 await self._wait_for_hello()
                 error = await self._serve_one()
-                if self._config.once:
+                if self._config.once or self._stop_wanted:
                     if error is not None:
                         raise error
                     return
@@ -61,9 +66,12 @@ class DestinationDaemon:
                 if error is not None:
                     self._reporter.error(error)
         finally:
-            await self._listener.close()
-            for task in list(self._closing):
-                await task
+            await uninterrupted(self._close())
+
+    async def _close(self) -> None:
+        await self._listener.close()
+        for task in list(self._closing):
+            await task
 
     async def _wait_for_hello(self) -> None:
         try:
@@ -86,6 +94,7 @@ class DestinationDaemon:
             if incoming.handed_over:
                 self._handed_over |= dict.fromkeys(identities, incoming.migration)
             self._incoming = None
+            self._stop_wanted = incoming.stop_wanted
         return None
 
     # --- connections -------------------------------------------------------------------------------------
@@ -140,6 +149,9 @@ class DestinationDaemon:
         if isinstance(agreed, m.Reject):
             image.close()
             return agreed
+        if not _tables_fit(hello.page_size, lengths):
+            image.close()
+            return m.Reject(NO_MEMORY, "--ram", "destination")
         if hello.check:
             return _accept_check(agreed, free)
         try:
@@ -147,15 +159,21 @@ class DestinationDaemon:
         except RamError as error:
             image.close()
             return m.Reject(str(error)[:4000], "--ram", "destination")
-        machine = DestinationMachine(
-            hello,
-            agreed,
-            image,
-            os.urandom(32),
-            free,
-            self._config.keepalive_timeout,
-            self._config.reconnect_timeout,
-        )
+        try:
+            machine = DestinationMachine(
+                hello,
+                agreed,
+                image,
+                os.urandom(32),
+                free,
+                self._config.keepalive_timeout,
+                self._config.reconnect_timeout,
+            )
+        except BaseException as error:
+            image.close()  # or its lock would stand until this program ends
+            if not isinstance(error, MemoryError):
+                raise
+            return m.Reject(NO_MEMORY, "--ram", "destination")
         self._reporter.event("connected", peer=channel.peer, migration=hello.migration.hex())
         self._incoming = Incoming(self._config, self._reporter, machine, image, channel)
         self._arrived.set()
@@ -183,6 +201,16 @@ class DestinationDaemon:
         task = asyncio.ensure_future(channel.closed(CLOSE_SECONDS))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+def _tables_fit(page_size: int, lengths: Mapping[str, int]) -> bool:
+    """Whether digests and what is computed from them leave this host half of its free memory."""
+    needed = TABLE_BYTES_PER_PAGE * PageLayout(page_size, list(lengths.items())).total_pages
+    with open("/proc/meminfo") as meminfo:
+        for line in meminfo:
+            if line.startswith("MemAvailable:"):
+                return needed <= int(line.split()[1]) * 1024 // 2
+    return True
 
 
 def _lengths(hello: m.Hello) -> dict[str, int]:

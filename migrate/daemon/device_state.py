@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from migrate.errors import GuestError, ProtocolError
+from migrate.protocol.messages import MAX_BLOB_BYTES, MAX_BLOBS, MAX_STATE_BYTES
 
-MAX_BLOBS = 64
-MAX_BLOB_BYTES = 64 << 20
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
@@ -50,9 +49,15 @@ class StateDirectory:
             names = sorted(path.name for path in self.path.iterdir())
             if len(names) > MAX_BLOBS:
                 raise GuestError(f"--state-cmd made {len(names)} files: at most {MAX_BLOBS} are allowed")
-            return [DeviceState(name, self._read_file(name)) for name in names]
+            states = [DeviceState(name, self._read_file(name)) for name in names]
         except OSError as error:
             raise GuestError(f"the device state could not be read: {error.strerror}") from error
+        total = sum(len(state.data) for state in states)
+        if total > MAX_STATE_BYTES:
+            raise GuestError(
+                f"--state-cmd made {total} bytes of device state: at most {MAX_STATE_BYTES} are allowed"
+            )
+        return states
 
     def write(self, states: Sequence[DeviceState]) -> None:
         """Put the state that the peer sent where the hooks find it.

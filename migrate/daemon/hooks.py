@@ -99,8 +99,9 @@ async def run_hook(name: str, command: str, environment: Mapping[str, str], time
         HookError: it could not be started, ended with another status than 0, or took longer.
     """
     began = time.monotonic()
-    with tempfile.TemporaryFile() as output:
+    with contextlib.ExitStack() as stack:
         try:
+            output = stack.enter_context(tempfile.TemporaryFile())
             process = _start(command, environment, output)
         except OSError as error:
             raise HookError(

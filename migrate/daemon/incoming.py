@@ -16,7 +16,8 @@ from migrate.daemon.hooks import hook_environment, run_hook
 from migrate.daemon.lane_receiver import LaneReceiver
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.sockets import shut_down
-from migrate.errors import GuestError, MigrateError
+from migrate.daemon.uninterrupted import uninterrupted
+from migrate.errors import GuestError, MigrateError, as_error
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.destination import DestinationMachine
@@ -50,6 +51,8 @@ class Incoming:
         self.migration = machine.hello.migration.hex()
         self.handed_over = False
         """The guest is ours: its RAM must not be touched any more."""
+        self.stop_wanted = False
+        """A person wants the program to end, whatever becomes of this migration."""
         self._config = config
         self._reporter = reporter
         self._machine = machine
@@ -59,6 +62,7 @@ class Incoming:
         """Lane connections that wait for their thread, by (lane, epoch)."""
         self._receivers: dict[int, LaneReceiver] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._broken: MigrateError | None = None
         self._hook: asyncio.Task[None] | None = None
         self._state: StateDirectory | None = None
         self._stop = threading.Event()
@@ -79,7 +83,7 @@ class Incoming:
             error = await self._wait_for_end()
         finally:
             ticker.cancel()
-            await self._clean_up(ticker)
+            await uninterrupted(self._clean_up(ticker))
         self._reporter.summary(
             self._machine.stats, time.monotonic(), self._outcome, guest=self._machine.guest_place
         )
@@ -96,6 +100,7 @@ class Incoming:
                 return await asyncio.shield(self._finished)
             except asyncio.CancelledError as cancelled:
                 reason = f"cancelled ({cancelled})" if str(cancelled) else "cancelled"
+                self.stop_wanted = True
                 if not self._machine.cancel(time.monotonic(), reason):
                     message = "too late to cancel: the guest is this host's; finishing"
                     self._reporter.event("warning", message=message)
@@ -165,8 +170,23 @@ class Incoming:
     # --- actions -----------------------------------------------------------------------------------------
 
     def _input(self, call: Callable[..., object], *arguments: object) -> None:
-        call(time.monotonic(), *arguments)
-        self._perform()
+        try:
+            call(time.monotonic(), *arguments)
+            self._perform()
+        except Exception as problem:  # a fault of ours must end the migration, not leave it hanging
+            self._unexpected(problem)
+
+    def _unexpected(self, problem: Exception) -> None:
+        """End the migration; if even that fails, end the program."""
+        if self._broken is not None:
+            return
+        self._broken = as_error(problem)
+        try:
+            self._machine.failed(time.monotonic(), self._broken)
+            self._perform()
+        except Exception:
+            if not self._finished.done():
+                self._finished.set_result(self._broken)
 
     def _perform(self) -> None:
         for action in self._machine.take_actions():
@@ -226,8 +246,7 @@ class Incoming:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None and not self._finished.done():
             problem = task.exception()
-            error = MigrateError(f"unexpected {type(problem).__name__}: {problem}", side="destination")
-            error.__cause__ = problem
+            error = as_error(problem) if isinstance(problem, Exception) else MigrateError(repr(problem))
             self._input(self._machine.failed, error)
 
     async def _tick(self) -> None:
@@ -267,7 +286,8 @@ class Incoming:
             if self._state is not None:
                 self._state.close()
             self._state = StateDirectory()
-            self._state.write([DeviceState(name, data) for name, data in self._machine.blobs.items()])
+            states = [DeviceState(name, data) for name, data in self._machine.blobs.items()]
+            await asyncio.to_thread(self._state.write, states)
             await self._run("--on-prepare", self._config.on_prepare)
         except MigrateError as problem:
             error = problem
@@ -279,7 +299,7 @@ class Incoming:
         began = time.monotonic()
         self.handed_over = True
         try:
-            self._image.unmark()
+            await asyncio.to_thread(self._image.unmark)
             await self._run("--on-commit", self._config.on_commit)
         except MigrateError as problem:
             error = problem

@@ -127,10 +127,10 @@ class LaneSender:
                 self._work_off(block=True)
                 continue
             view, batch = made
-            self._tell(self._events.batch_sent, self._lane.number, batch)
             self._wait_for_rate(len(view))
             if self._stopping:
                 return
+            self._tell(self._events.batch_sent, self._lane.number, batch)
             sock.sendall(view)
 
     def _wait_for_rate(self, nbytes: int) -> None:

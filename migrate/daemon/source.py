@@ -6,18 +6,20 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 
 from migrate import __version__
 from migrate.config import SourceConfig
 from migrate.daemon.control_channel import ControlChannel, open_control
 from migrate.daemon.guest_control import CommandGuest, GuestControl, NoGuest, ProcessGuest
+from migrate.daemon.hooks import hook_environment
 from migrate.daemon.lane_sender import LaneSender
 from migrate.daemon.preflight import check_items
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.source_work import SourceWork
-from migrate.errors import GuestError, MigrateError
+from migrate.daemon.uninterrupted import uninterrupted
+from migrate.errors import GuestError, MigrateError, as_error
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.bandwidth import TokenBucket
@@ -35,12 +37,12 @@ CLOSE_SECONDS = 2.0
 BURST_BYTES = 1 << 18
 
 
-def make_guest(config: SourceConfig) -> GuestControl:
-    """The way to pause the guest that the options name."""
+def make_guest(config: SourceConfig, environment: Mapping[str, str]) -> GuestControl:
+    """The way to pause the guest that the options name; the environment is for its commands."""
     if config.guest_pid is not None:
         return ProcessGuest(config.guest_pid)
     if config.pause_cmd is not None and config.resume_cmd is not None:
-        return CommandGuest(config.pause_cmd, config.resume_cmd)
+        return CommandGuest(config.pause_cmd, config.resume_cmd, environment)
     return NoGuest()
 
 
@@ -76,13 +78,16 @@ async def migrate(config: SourceConfig, reporter: Reporter) -> None:
     """
     with contextlib.ExitStack() as stack:
         image = stack.enter_context(RamImage.open_source(config.ram, config.page_size))
-        guest = make_guest(config)
+        hello = make_hello(config, image)
+        environment = hook_environment(
+            migration_id=hello.migration.hex(), attempt=1, side="source", ram=image.paths
+        )
+        guest = make_guest(config, environment)
         stack.callback(guest.close)
         await guest.probe()
         tracker, reasons = choose(config.dirty_tracker)
         stack.callback(tracker.close)
         reporter.event("tracker", name=tracker.name, reasons=reasons, promise=tracker.describe())
-        hello = make_hello(config, image)
         machine = SourceMachine(hello, config, image, tracker.live)
         machine.stats.dirty_tracker = tracker.name
         work = SourceWork(config, hello.migration.hex(), image, guest, tracker, machine)
@@ -110,6 +115,7 @@ class SourceDaemon:
         self._lanes: dict[int, LaneSender] = {}
         self._bucket = TokenBucket(config.max_bandwidth, BURST_BYTES)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._broken: MigrateError | None = None
         self._guest_turn = asyncio.Lock()
         self._finished: asyncio.Future[MigrateError | None] = asyncio.get_running_loop().create_future()
 
@@ -121,7 +127,7 @@ class SourceDaemon:
             error = await self._wait_for_end()
         finally:
             ticker.cancel()
-            await self._clean_up(ticker)
+            await uninterrupted(self._clean_up(ticker))
         now = time.monotonic()
         outcome = self._machine.outcome
         left = {}
@@ -161,8 +167,22 @@ class SourceDaemon:
     # --- inputs ------------------------------------------------------------------------------------------
 
     def _input(self, call: Callable[..., object], *arguments: object) -> None:
-        call(time.monotonic(), *arguments)
-        self._perform()
+        try:
+            call(time.monotonic(), *arguments)
+            self._perform()
+        except Exception as problem:  # a fault of ours must not leave a guest stopped that nobody resumes
+            self._unexpected(problem)
+
+    def _unexpected(self, problem: Exception) -> None:
+        """End the migration; if even that fails, end the program."""
+        if self._broken is None:
+            self._broken = as_error(problem)
+            try:
+                self._machine.failed(time.monotonic(), self._broken)
+                self._perform()
+            except Exception:
+                if not self._finished.done():
+                    self._finished.set_result(self._broken)
 
     def batch_sent(self, lane: int, batch: SentBatch) -> None:
         """A lane thread is about to send (LaneEvents)."""
@@ -288,8 +308,7 @@ class SourceDaemon:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None and not self._finished.done():
             problem = task.exception()
-            error = MigrateError(f"unexpected {type(problem).__name__}: {problem}")
-            error.__cause__ = problem
+            error = as_error(problem) if isinstance(problem, Exception) else MigrateError(repr(problem))
             self._input(self._machine.failed, error)
 
     async def _do(
@@ -332,7 +351,10 @@ class SourceDaemon:
             self,
         )
         self._lanes[action.lane] = sender
-        sender.start()
+        try:
+            sender.start()
+        except RuntimeError as error:  # no more threads: as if it had ended at once
+            asyncio.get_running_loop().call_soon(self.lane_ended, action.lane, OSError(str(error)))
 
     def _in_lane(self, number: int, call: Callable[[], object]) -> None:
         sender = self._lanes.get(number)
@@ -356,8 +378,8 @@ class SourceDaemon:
         async with self._guest_turn:
             try:
                 await self._guest.resume()
-            except MigrateError as error:
-                self._input(self._machine.resume_failed, error)
+            except Exception as problem:  # whatever it is: it must be told, or the end would wait for ever
+                self._input(self._machine.resume_failed, as_error(problem))
                 return
         self._input(self._machine.resumed)
 

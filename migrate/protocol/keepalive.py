@@ -20,6 +20,7 @@ class Keepalive:
         self._heard = 0.0
         self._pinged = 0.0
         self._number = 0
+        self._asked = 0.0
 
     def start(self, now: float) -> None:
         """The connection is up."""
@@ -44,5 +45,8 @@ class Keepalive:
             self.round_trip = now - self._pinged
 
     def silent(self, now: float) -> bool:
-        """The peer counts as gone."""
+        """The peer counts as gone. Ask often: after a stop of our own, what came meanwhile is unread yet."""
+        slept, self._asked = now - self._asked, now
+        if slept > self.timeout / 4:
+            self._heard = max(self._heard, now - self.timeout / 2)
         return now - self._heard > self.timeout

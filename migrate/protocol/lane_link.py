@@ -100,10 +100,16 @@ class LaneLink:
         while self.in_flight and self.in_flight[0][0] <= sequence:
             done += self.in_flight.popleft()[1]
         self.in_flight_bytes -= done
-        self.last_progress = now
+        if done:
+            self.last_progress = now
         if self.final_sequence is not None and sequence >= self.final_sequence:
             self.final_acknowledged = True
         return done
+
+    @property
+    def working(self) -> bool:
+        """Something behind the opening batch was acknowledged on this connection, maybe long ago."""
+        return self.state is LinkState.UP and (self._last_acknowledged > 1 or not self.in_flight)
 
     def settled(self, now: float) -> bool:
         """The connection works: all was acknowledged, or something behind the opening batch, a moment ago."""

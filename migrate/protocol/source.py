@@ -243,7 +243,7 @@ class SourceMachine:
         self._advance(now)
         self.rounds.check_tracked(now)
         self.rounds.check_timeout(now)
-        if self.state in PAUSED:
+        if self.state in PAUSED or self.state is SourceState.COMMITTING:
             self.pause.tick(now)
 
     # --- setting up, lanes ----------------------------------------------------------------------
@@ -304,6 +304,7 @@ class SourceMachine:
         if not self.link.in_flight_bytes:
             self.rounds.meter.idle(now)
         self.rounds.check_settled(now)
+        self.rounds.check_out(now)
         if self.state is SourceState.LAST_ROUND:
             self.pause.check_copied(now)
 
@@ -321,8 +322,8 @@ class SourceMachine:
     def resumed(self, now: float) -> None:
         """The guest runs at the source again."""
         self.ending.resumed()
+        self.stats.pause_given_up(now)
         if self.state is SourceState.RESUMING:
-            self.stats.pause_given_up(now)
             self.emit(a.SetRate(self.config.max_bandwidth))
             self.check_resumed(now)
         self.ending.check(now)

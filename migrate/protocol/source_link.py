@@ -80,6 +80,11 @@ class SourceLink:
         return self.up and all(link.settled(now) for link in self.lanes)
 
     @property
+    def working(self) -> bool:
+        """Every lane has carried something in its present connection; on a slow link maybe long ago."""
+        return self.up and all(link.working for link in self.lanes)
+
+    @property
     def at_rest(self) -> bool:
         """No lane thread runs any more."""
         return not any(link.has_thread for link in self.lanes)

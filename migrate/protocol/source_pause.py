@@ -32,6 +32,8 @@ MAX_REPAIRS = 2
 DEADLINE_FACTOR = 10
 SHORTEST_DEADLINE = 10.0
 """A pause lasts at most DEADLINE_FACTOR × downtime-limit, but at least this long: hooks take their time."""
+LONGEST_ANSWER = 300.0
+"""Seconds for the answers to prepare and commit, also in a pause without deadline: a bound on every wait."""
 
 
 class PauseSequence:
@@ -70,7 +72,13 @@ class PauseSequence:
 
     def tick(self, now: float) -> None:
         """Give up a pause that lasts too long."""
-        if self._deadline is not None and now > self._deadline:
+        if self._machine.state is SourceState.COMMITTING:
+            if now - self._phase_began > LONGEST_ANSWER:
+                self._machine.ending.undecided(now, f"it is silent about it for {LONGEST_ANSWER:g} s")
+        elif self._machine.state is SourceState.PREPARING and now - self._phase_began > LONGEST_ANSWER:
+            text = f"the destination did not answer to prepare for {LONGEST_ANSWER:g} s"
+            self._machine.ending.fail(now, NetworkError(text, side="destination"))
+        elif self._deadline is not None and now > self._deadline:
             seconds = now - (self._machine.stats.pause_requested or now)
             self.abandon(now, NetworkError(f"the pause took {seconds:.1f} s, which is too long"))
 
@@ -202,7 +210,7 @@ class PauseSequence:
 
     def _check_prepared(self, now: float) -> None:
         """Both sides are content: look once more whether the guest stands; preparing may have taken long."""
-        if self._prepared is not None and self._confirmed:
+        if self._prepared is not None and self._confirmed and not self._last_look:
             self._last_look = True
             self._under_way.add("confirm")
             self._machine.emit(a.Confirm(ram=False))

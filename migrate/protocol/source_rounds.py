@@ -94,10 +94,19 @@ class SourceRounds:
             return
         if not all(link.round_out == self.number for link in machine.link.lanes):
             return
+        if machine.link.in_flight_bytes > self._bearable(now):
+            return
         self.end(now)
         machine.enter(SourceState.HARVESTING)
         self._waits_for_lanes = False
         machine.emit(a.Harvest(stopped=False))
+
+    def _bearable(self, now: float) -> float:
+        """Bytes that may be in flight when a round ends: what is through within the downtime limit.
+
+        With more there can be no pause: rounds of next to nothing would use --max-rounds up in no time.
+        """
+        return (self.meter.rate(now) or 0.0) * self._machine.config.downtime_limit_ms / 1000
 
     def check_settled(self, now: float) -> None:
         """If the pause only waited for the lanes: look again, the guest has gone on meanwhile."""
@@ -151,7 +160,7 @@ class SourceRounds:
             )
             hint = "raise --timeout, or use --timeout-action pause"
             machine.ending.fail(now, NotConvergedError(reason, side="source", hint=hint))
-        elif machine.state is SourceState.SENDING and machine.link.settled(now):
+        elif machine.state is SourceState.SENDING and machine.link.working:
             self.policy.forced = True
             self.end(now)
             machine.begin_pause(now, f"the timeout of {machine.config.timeout:g} s is over")

@@ -28,6 +28,9 @@ from migrate.ram.ram_file import RamFile, open_destination_file, open_source_fil
 
 __all__ = ["RamImage", "RamSpec"]
 
+MARK_BYTES = 4096
+"""What the mark beside a file takes of its file system: a page, as any small file."""
+
 
 class RamImage:
     """The RAM of a guest as files. Made by `open_source` and `open_destination`; a context manager.
@@ -294,7 +297,7 @@ def _take(file: RamFile, files: list[RamFile]) -> None:
 
 
 def _available_bytes(layout: PageLayout, specs: Mapping[str, RamSpec], files: Sequence[RamFile]) -> int:
-    """How many bytes of data the files can take, what they occupy already included.
+    """How many bytes of data the files can take, what they occupy already included, less room for the marks.
 
     Of each file system at most the length of the blocks in it is counted, since only these can use its room.
     """
@@ -302,6 +305,7 @@ def _available_bytes(layout: PageLayout, specs: Mapping[str, RamSpec], files: Se
     free: dict[int, int | None] = {}
     lengths: dict[int, int] = {}
     occupied: dict[int, int] = {}
+    marks: dict[int, int] = {}
     try:
         for block in layout.blocks:
             file = opened.get(block.name)
@@ -309,13 +313,14 @@ def _available_bytes(layout: PageLayout, specs: Mapping[str, RamSpec], files: Se
             device = place.stat().st_dev if isinstance(place, Path) else os.fstat(place).st_dev
             free[device] = free_bytes(place)
             lengths[device] = lengths.get(device, 0) + block.length
+            marks[device] = marks.get(device, 0) + MARK_BYTES
             occupied[device] = occupied.get(device, 0) + (file.occupied_bytes if file else 0)
     except OSError as error:
         raise RamError(f"the free space cannot be found: {error.strerror}", side="destination") from error
     total = 0
     for device, length in lengths.items():
         room = free[device]
-        total += length if room is None else min(length, room + occupied[device])
+        total += length if room is None else max(0, min(length, room + occupied[device] - marks[device]))
     return total
 
 

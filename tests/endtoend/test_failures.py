@@ -67,7 +67,7 @@ def test_ram_in_use_by_another_migration(lab: Lab) -> None:
     second = lab.start_source(port_of(destination), guest)
     assert_failed(lab, second, guest, 9, "migration")
     first.signal(signal.SIGTERM)
-    assert first.wait() == 130
+    assert first.wait() == 130, first.story()
 
 
 def test_prepare_hook_fails(lab: Lab) -> None:
@@ -268,3 +268,46 @@ def test_a_guest_that_somebody_resumes_in_the_pause_is_not_committed(lab: Lab) -
     assert len(source.found("paused")) == 4
     assert not source.found("committed")
     assert destination.wait() == 6
+
+
+def test_a_signal_after_the_handover_does_not_look_like_a_cancel(lab: Lab) -> None:
+    """Exit code 130 says that the guest is the source's; a supervisor that believed it would resume it there."""
+    guest = lab.start_guest("--rate=100")
+    destination = lab.start_destination("--once")
+    source = lab.start_source(port_of(destination), guest)
+    source.wait_event("running")
+    source.signal(signal.SIGTERM)
+    destination.wait_event("running")
+    destination.signal(signal.SIGTERM)
+    assert source.wait() == 0, source.story()
+    assert destination.wait() == 0, destination.story()
+    lab.end_arrived_guest()
+
+
+def test_much_device_state_arrives(lab: Lab) -> None:
+    guest = lab.start_guest("--rate=100")
+    pieces = 'for n in 1 2 3; do head -c 30000000 /dev/urandom > "$MIGRATE_STATE_DIR"/$n; done'
+    seen = lab.witness.with_name("seen")
+    destination = lab.start_destination("--once", f'--on-prepare=cat "$MIGRATE_STATE_DIR"/* | wc -c > {seen}')
+    source = lab.start_source(port_of(destination), guest, f"--state-cmd={pieces}")
+    assert source.wait() == 0, source.story()
+    assert int(seen.read_text()) == 90_000_000
+    lab.end_arrived_guest()
+
+
+def test_too_much_device_state_is_refused_where_it_is_made(lab: Lab) -> None:
+    guest = lab.start_guest("--rate=100")
+    pieces = 'for n in 1 2 3 4 5; do truncate -s 60M "$MIGRATE_STATE_DIR"/$n; done'
+    source = lab.start_source(port_of(lab.start_destination("--once")), guest, f"--state-cmd={pieces}")
+    assert_failed(lab, source, guest, 6, "device state", "at most")
+
+
+def test_a_resume_command_that_cannot_be_run_is_told(lab: Lab) -> None:
+    """The pause fails and so does resuming: the program must end and say that the guest may stand."""
+    guest = lab.start_guest("--rate=100")
+    destination = lab.start_destination("--once")
+    source = lab.start_source(
+        port_of(destination), None, f"--pause-cmd=kill -STOP {guest.pid}; exit 3", "--resume-cmd=exit 4"
+    )
+    assert source.wait() == 6, source.story()
+    assert "stopped at the source" in source.wait_event("error")["guest"]
