@@ -271,7 +271,7 @@ def test_a_guest_that_somebody_resumes_in_the_pause_is_not_committed(lab: Lab) -
 
 
 def test_a_signal_after_the_handover_does_not_look_like_a_cancel(lab: Lab) -> None:
-    """Exit code 130 says that the guest is the source's; a supervisor that believed it would resume it there."""
+    """Exit code 130 says that the guest is the source's: a supervisor would resume it there."""
     guest = lab.start_guest("--rate=100")
     destination = lab.start_destination("--once")
     source = lab.start_source(port_of(destination), guest)
