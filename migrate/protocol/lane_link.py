@@ -139,10 +139,6 @@ class LaneLink:
         """The peer has ended its side and named the last batch that it applied."""
         self._position = (epoch, sequence)
 
-    def position_unknown(self) -> None:
-        """The control connection broke: the peer will name the position when it accepts us again."""
-        self._position = None
-
     @property
     def resettable(self) -> bool:
         """Both ends are at rest."""

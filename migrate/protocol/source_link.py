@@ -155,7 +155,6 @@ class SourceLink:
             self._lost_reason = reason
         for link in self.lanes:
             self._break(link, reason)
-            link.position_unknown()
         self.control = ControlState.CONNECTING
         self.hello = replace(self.hello, attempt=self.hello.attempt + 1, resume=self.agreed is not None)
         if now - self._lost_at + self._delay > self._reconnect_timeout:

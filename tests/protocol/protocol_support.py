@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +52,8 @@ class RamFiles:
         directory.mkdir(parents=True)
         self.page_size = page_size
         self.pages = list(pages)
+        self.on_write: Callable[[int, int], None] | None = None
+        """Told of every write: (block, page)."""
         self.specs = [RamSpec(f"b{number}", directory / f"b{number}.ram") for number in range(len(pages))]
 
     @property
@@ -65,11 +67,13 @@ class RamFiles:
             with spec.path.open("xb") as file:
                 os.truncate(file.fileno(), count * self.page_size)
 
-    def write(self, block: int, page: int, content: bytes) -> None:
-        """As a guest does."""
+    def write(self, block: int, page: int, content: bytes, offset: int = 0) -> None:
+        """As a guest does, within one page."""
         with self.specs[block].path.open("r+b") as file:
-            file.seek(page * self.page_size)
+            file.seek(page * self.page_size + offset)
             file.write(content)
+        if self.on_write is not None:
+            self.on_write(block, page)
 
     def read(self) -> list[bytes]:
         """All of it, block by block."""
@@ -82,9 +86,8 @@ class RamFiles:
             page = rng.randrange(self.pages[block])
             kind = rng.random()
             if kind < 0.5 or only_small:
-                with self.specs[block].path.open("r+b") as file:
-                    file.seek(page * self.page_size + rng.randrange(self.page_size - 8))
-                    file.write(rng.randbytes(rng.randrange(1, 8)))
+                some = rng.randbytes(rng.randrange(1, 8))
+                self.write(block, page, some, rng.randrange(self.page_size - 8))
             else:
                 self.write(
                     block, page, bytes(self.page_size) if kind < 0.6 else rng.randbytes(self.page_size)

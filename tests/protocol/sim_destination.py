@@ -240,7 +240,8 @@ class DestinationShell:
         world = self.world
         match action:
             case a.Verify():
-                self._wait_for(world.scenario.verify_seconds, self._verify)
+                assert not self._receivers, "RAM is verified while a lane thread may write to it"
+                self._wait_for(0.0, self._verify)
             case a.RunPrepare():
                 self._hook += 1
                 self._wait_for(
@@ -279,7 +280,7 @@ class DestinationShell:
         digests: bytearray | None = None
         if self.made.agreement.verify == "full":
             digests = digests_now(self.world.open_destination(), self.made.keys)
-        self.world.after(self.world.delay(), partial(self.input, self.made.verified, digests))
+        self._wait_for(self.world.scenario.verify_seconds, partial(self.input, self.made.verified, digests))
 
     def _prepared(self, number: int, hook: int, began: float) -> None:
         if hook != self._hook:

@@ -3,8 +3,43 @@
 from __future__ import annotations
 
 import random
+import threading
 
-from protocol_support import RamFiles
+from protocol_support import STRIPE, RamFiles
+
+from migrate.ram.bitmap import DirtyBitmap
+from migrate.ram.digests import DigestTable
+from migrate.ram.image import RamImage
+from migrate.ram.trackers import CollectStats, DirtyTracker
+
+
+class LogTracker(DirtyTracker):
+    """A bitmap that the guest sets and a harvest fetches and clears: what a harvest loses is lost."""
+
+    name = "log"
+    exact = False
+
+    def __init__(self) -> None:
+        self._dirty: DirtyBitmap | None = None
+
+    def describe(self) -> str:
+        return "log: for the simulation"
+
+    def mark(self, block: int, page: int) -> None:
+        """The guest wrote to that page; before `start` nobody listens."""
+        if self._dirty is not None:
+            self._dirty.set_range(block * STRIPE + page, 1)
+
+    def start(self, image: RamImage, digests: DigestTable) -> None:
+        self._dirty = DirtyBitmap(image.layout.total_pages)
+
+    def collect(
+        self, bitmap: DirtyBitmap, *, stopped: bool = False, stop: threading.Event | None = None
+    ) -> CollectStats:
+        assert self._dirty is not None
+        found = self._dirty.take()
+        bitmap.union(found)
+        return CollectStats(0.001, 0, found.count())
 
 
 class Guest:

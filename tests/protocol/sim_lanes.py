@@ -155,4 +155,6 @@ class Receiver:
         self.ended = True
         self._connection.close("destination")
         problem = None if self._stopping else problem
-        self._shell.events.append(partial(self._shell.receiver_ended, self._lane.number, problem))
+        told = partial(self._shell.receiver_ended, self._lane.number, problem)
+        world = self._shell.world
+        world.after(world.delay(), partial(self._shell.events.append, told))  # when it is nearly gone

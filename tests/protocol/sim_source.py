@@ -182,7 +182,9 @@ class SourceShell:
             case a.ResumeGuest():
                 self._queue_guest(self._resume, world.scenario.resume_seconds)
             case a.CollectState():
-                world.after(world.delay() + world.scenario.state_seconds, self._collect_state)
+                state = world.device_state()
+                seconds = world.delay() + world.scenario.state_seconds
+                world.after(seconds, partial(self._collect_state, state))
             case a.Confirm():
                 world.after(world.delay(), partial(self._confirm, action.ram))
             case a.Reread():
@@ -290,12 +292,12 @@ class SourceShell:
         guest.resume()
         self.input(self.machine.resumed)
 
-    def _collect_state(self) -> None:
+    def _collect_state(self, state: list[tuple[str, bytes]]) -> None:
         if self.world.fails("state"):
             error = GuestError("the state command failed")
             self.input(self.machine.pause.state_failed, error)
         else:
-            self.input(self.machine.pause.state_collected, self.world.scenario.blobs)
+            self.input(self.machine.pause.state_collected, state)
 
     def _differing(self) -> int:
         digests = digests_now(self.world.source_image, self.machine.keys)

@@ -9,16 +9,17 @@ commit, equal RAM when it arrives, nothing after the end.
 from __future__ import annotations
 
 import heapq
+import math
 import random
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from protocol_support import MIGRATION, PAGE, RamFiles, make_hello
 from sim_destination import DestinationShell
-from sim_guest import Guest
+from sim_guest import Guest, LogTracker
 from sim_network import Fault, Network
 from sim_source import SourceShell, WatchedSource
 
@@ -31,7 +32,7 @@ from migrate.protocol.schema import Message
 from migrate.protocol.source_states import SourceState
 from migrate.ram.image import RamImage
 from migrate.ram.marker import marker_path
-from migrate.ram.trackers import ScanTracker, StopTracker
+from migrate.ram.trackers import DirtyTracker, ScanTracker, StopTracker
 
 STEP_SECONDS = 0.0004
 TICK_SECONDS = 0.05
@@ -51,7 +52,9 @@ class Scenario:
     verify: str = "ram"
     batch_limit: int = 1 << 20
     tracker: str = "scan"
-    blobs: list[tuple[str, bytes]] = field(default_factory=lambda: [("devices", b"state")])
+    """scan, log (a bitmap that the guest sets: what was fetched from it is gone) or stop."""
+    listening: bool = True
+    """The destination can be reached."""
 
     downtime_limit_ms: int = 300
     max_rounds: int = 30
@@ -107,6 +110,8 @@ class World:
         """(side that received it, message)."""
         self.on_step = on_step
         self.network = Network(self.rng, list(scenario.faults))
+        if not scenario.listening:
+            self.network.down_until = math.inf
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
         self._failing = Counter(dict(scenario.failing))
@@ -120,9 +125,18 @@ class World:
             self.guest.write()
         self.source_image = RamImage.open_source(self.here.specs, PAGE)
         self._image: RamImage | None = None
-        self.tracker = ScanTracker(threads=1) if scenario.tracker == "scan" else StopTracker()
+        self.tracker = self._make_tracker()
         self.source = SourceShell(self, self._make_source())
         self.destination = DestinationShell(self)
+
+    def _make_tracker(self) -> DirtyTracker:
+        if self.scenario.tracker == "scan":
+            return ScanTracker(threads=1)
+        if self.scenario.tracker == "stop":
+            return StopTracker()
+        tracker = LogTracker()
+        self.here.on_write = tracker.mark
+        return tracker
 
     def _make_source(self) -> WatchedSource:
         scenario = self.scenario
@@ -185,6 +199,10 @@ class World:
             page = self.rng.randrange(self.scenario.pages[block])
             self.there.write(block, page, self.rng.randbytes(PAGE))
 
+    def device_state(self) -> list[tuple[str, bytes]]:
+        """What the devices hold: another thing in every pause."""
+        return [("devices", b"state of pause %d" % self.guest.pauses), ("none", b"")]
+
     def record(self, side: str, action: a.Action) -> None:
         """A machine asked for something."""
         self.actions.append((side, action))
@@ -199,6 +217,7 @@ class World:
         assert not self.guest.runs_here, "the guest runs at the source when it is handed over"
         if not self.guest.ignores_pause:  # else somebody may write after the last look at RAM
             assert self.there.read() == self.here.read(), "RAM differs at the commit"
+        assert list(self.destination.made.blobs.items()) == self.device_state(), "state of another pause"
         self.handed_over = True
         self.open_destination().unmark()
 

@@ -119,15 +119,6 @@ def test_the_first_reason_stands(link: LaneLink) -> None:
     assert link.reason == "checksum"
 
 
-def test_a_lost_control_connection_forgets_the_position(link: LaneLink) -> None:
-    _open(link)
-    link.broken("cut")
-    link.has_thread = False
-    link.position_known(1, 0)
-    link.position_unknown()
-    assert not link.resettable
-
-
 def test_settled(link: LaneLink) -> None:
     assert not link.settled(0.0)
     _open(link)

@@ -55,7 +55,7 @@ def test_a_clean_move(
     assert stats.remaining_pages == stats.lane_resets == stats.reconnects == 0
     assert stats.status == "completed"
     blobs = [message for side, message in world.messages if isinstance(message, m.StateBlob)]
-    assert [blob.data for blob in blobs] == [b"state"]
+    assert [blob.data for blob in blobs] == [b"state of pause 1"]
 
 
 def test_many_rounds(shm_dir: Path, rng: random.Random) -> None:
@@ -282,8 +282,6 @@ def test_hooks_of_a_pause_that_was_given_up_are_stopped(shm_dir: Path, rng: rand
 
 
 def test_nobody_listens(shm_dir: Path, rng: random.Random) -> None:
-    def hang_up(world: World) -> None:
-        world.network.down_until = 1e9
-
-    world = run(shm_dir, Scenario(), rng.getrandbits(32), hang_up)
+    world = run(shm_dir, Scenario(listening=False), rng.getrandbits(32))
     assert isinstance(world.error, NetworkError)
+    assert world.destination.machine is None

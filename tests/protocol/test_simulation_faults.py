@@ -207,7 +207,7 @@ def test_random_faults(shm_dir: Path, rng: random.Random) -> None:
             cache_bytes=rng.choice([0, 1 << 14]),
             verify=verify,
             batch_limit=rng.choice([1, 3000, 1 << 20]),
-            tracker=rng.choice(["scan", "scan", "stop"]),
+            tracker=rng.choice(["scan", "log", "stop"]),
             downtime_limit_ms=rng.choice([300, 300, 20]),
             timeout=rng.choice([0.0, 0.3]),
             timeout_action="pause",
