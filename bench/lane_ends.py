@@ -36,7 +36,7 @@ from migrate.protocol import messages as m
 from migrate.protocol.bandwidth import TokenBucket
 from migrate.protocol.batch import Codec, Kind
 from migrate.protocol.lane_destination import AppliedBatch, DestinationLane
-from migrate.protocol.lane_source import SentBatch, SourceLane
+from migrate.protocol.lane_source import SourceLane
 from migrate.protocol.schema import Message
 from migrate.ram.bitmap import DirtyBitmap
 from migrate.ram.digests import zero_digests
@@ -49,15 +49,15 @@ RULE = "default"
 
 
 class Destination:
-    """Acknowledges every batch as the destination machine does."""
+    """Acknowledges batches as the destination machine does."""
 
     def __init__(self, channel: ControlChannel) -> None:
         self._channel = channel
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def batch_applied(self, lane: int, batch: AppliedBatch) -> None:
+    def batches_applied(self, lane: int, batches: list[AppliedBatch]) -> None:
         """ReceiverEvents."""
-        self._channel.send(m.Ack(lane, batch.epoch, batch.sequence))
+        self._channel.send(m.Ack(lane, batches[-1].epoch, batches[-1].sequence))
 
     def receiver_ended(self, lane: int, problem: Exception | None) -> None:
         """ReceiverEvents: the source hangs up when it has what it wants."""
@@ -119,6 +119,7 @@ class Source:
 
     def message(self, message: Message) -> None:
         """From the destination."""
+        self.batches_noted(0)
         if isinstance(message, m.Pong):
             self.ready.set_result(None)
         elif isinstance(message, m.Ack):
@@ -135,11 +136,14 @@ class Source:
             if not future.done():
                 future.set_exception(ConnectionError(reason))
 
-    def batch_sent(self, lane: int, batch: SentBatch) -> None:
+    def batches_noted(self, lane: int) -> None:
         """LaneEvents."""
-        self.wire_bytes += batch.wire_bytes
-        if batch.kind is Kind.ROUND_END:
-            self._last = batch.sequence
+        if self._sender is None:
+            return
+        for batch in self._sender.take_sent():
+            self.wire_bytes += batch.wire_bytes
+            if batch.kind is Kind.ROUND_END:
+                self._last = batch.sequence
 
     def lane_ended(self, lane: int, problem: Exception | None) -> None:
         """LaneEvents."""

@@ -155,9 +155,9 @@ class Incoming:
         self._channel = None
         self._input(self._machine.connection_lost, reason)
 
-    def batch_applied(self, lane: int, batch: AppliedBatch) -> None:
-        """A lane thread has applied a batch (ReceiverEvents)."""
-        self._input(self._machine.batch_applied, lane, batch)
+    def batches_applied(self, lane: int, batches: list[AppliedBatch]) -> None:
+        """A lane thread has applied some batches (ReceiverEvents)."""
+        self._input(self._machine.batches_applied, lane, batches)
 
     def receiver_ended(self, lane: int, problem: Exception | None) -> None:
         """A lane thread has ended (ReceiverEvents)."""

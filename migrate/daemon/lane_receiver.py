@@ -2,6 +2,10 @@
 
 One way only: acknowledgements go over the control connection. The thread ends with the final batch, at the
 first error, and when it is stopped; it says which.
+
+What was applied is told a few batches at a time, since waking the event loop for each would cost more than
+its acknowledgement is worth: as soon as nothing more is waiting in the socket, at the latest after
+`HELD_BATCHES` or `HELD_SECONDS`.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from typing import Protocol
 
 from migrate.daemon.sockets import shut_down, tune_lane
@@ -16,12 +21,16 @@ from migrate.errors import MigrateError
 from migrate.protocol.batch import HEADER_BYTES, MAX_BODY_BYTES, Kind
 from migrate.protocol.lane_destination import AppliedBatch, DestinationLane
 
+HELD_BATCHES = 8
+"""A quarter of the source's window (`MAX_UNACKNOWLEDGED_BATCHES`)."""
+HELD_SECONDS = 0.01
+
 
 class ReceiverEvents(Protocol):
     """What the thread tells; called in the event loop."""
 
-    def batch_applied(self, lane: int, batch: AppliedBatch) -> None:
-        """A batch is in RAM."""
+    def batches_applied(self, lane: int, batches: list[AppliedBatch]) -> None:
+        """These batches are in RAM, in this order."""
 
     def receiver_ended(self, lane: int, problem: Exception | None) -> None:
         """The thread has ended; None: it was stopped, or its lane is finished."""
@@ -40,6 +49,8 @@ class LaneReceiver:
         self._events = events
         self._loop = asyncio.get_running_loop()
         self._stopping = False
+        self._held: list[AppliedBatch] = []
+        self._held_since = 0.0
         self._thread = threading.Thread(target=self._run, name=f"lane-{lane.number}", daemon=True)
 
     def start(self) -> None:
@@ -59,6 +70,7 @@ class LaneReceiver:
         problem: Exception | None = None
         try:
             tune_lane(self._socket, sends=False)
+            self._lane.commit_cache()
             self._receive_batches()
         except (OSError, MigrateError) as error:
             problem = error
@@ -67,6 +79,7 @@ class LaneReceiver:
             problem.__cause__ = error
         finally:
             self._socket.close()
+        self._tell_held()
         self._loop.call_soon_threadsafe(
             self._events.receiver_ended, self._lane.number, None if self._stopping else problem
         )
@@ -75,13 +88,40 @@ class LaneReceiver:
         header = memoryview(bytearray(HEADER_BYTES))
         body = memoryview(bytearray(MAX_BODY_BYTES))
         while not self._stopping:
-            self._receive(header)
+            self._receive_header(header)
             length = self._lane.header(header)
             self._receive(body[:length])
             applied = self._lane.body(body[:length])
-            self._loop.call_soon_threadsafe(self._events.batch_applied, self._lane.number, applied)
+            self._hold(applied)
             if applied.kind is Kind.FINAL:
                 return
+
+    def _hold(self, applied: AppliedBatch) -> None:
+        now = time.monotonic()
+        if not self._held:
+            self._held_since = now
+        self._held.append(applied)
+        if (
+            applied.kind is not Kind.RECORDS
+            or len(self._held) >= HELD_BATCHES
+            or now - self._held_since >= HELD_SECONDS
+        ):
+            self._tell_held()
+
+    def _tell_held(self) -> None:
+        if self._held:
+            held, self._held = self._held, []
+            self._loop.call_soon_threadsafe(self._events.batches_applied, self._lane.number, held)
+
+    def _receive_header(self, header: memoryview) -> None:
+        """The next header; what is held is told before waiting for it."""
+        here = 0
+        if self._held:
+            try:
+                here = self._socket.recv_into(header, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._tell_held()
+        self._receive(header[here:])
 
     def _receive(self, view: memoryview) -> None:
         """Fill the whole view. Raises ConnectionError at the end of the stream."""

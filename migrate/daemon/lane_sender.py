@@ -1,7 +1,9 @@
 """The thread behind a source lane: opens the connection, makes batches, sends them at the allowed rate.
 
 While it runs the lane is its own: whatever others want of the lane goes through `post`. It tells what happens
-by calls into the event loop, a batch *before* its first byte leaves: no acknowledgement can overtake it.
+by calls into the event loop. A batch is noted *before* its first byte leaves, and `take_sent` fetches the
+notes: who does that before looking at an acknowledgement is never overtaken by one. The loop is woken for a
+few notes at a time, since a wake-up costs more than most of them are worth.
 """
 
 from __future__ import annotations
@@ -11,20 +13,26 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from migrate.daemon.sockets import shut_down, tune_lane
 from migrate.errors import MigrateError
 from migrate.protocol.bandwidth import TokenBucket, batch_limit
+from migrate.protocol.batch import Kind
 from migrate.protocol.lane_source import SentBatch, SourceLane
+
+HELD_BATCHES = 8
+HELD_SECONDS = 0.01
+"""So many notes, or for so long, may wait before the loop is woken for them."""
 
 
 class LaneEvents(Protocol):
     """What the thread tells; called in the event loop."""
 
-    def batch_sent(self, lane: int, batch: SentBatch) -> None:
-        """A batch is about to leave."""
+    def batches_noted(self, lane: int) -> None:
+        """`take_sent` has something."""
 
     def lane_ended(self, lane: int, problem: Exception | None) -> None:
         """The thread has ended; None: because it was stopped."""
@@ -60,6 +68,8 @@ class LaneSender:
         self._inbox: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._socket: socket.socket | None = None
         self._stopping = False
+        self._sent: deque[SentBatch] = deque()
+        self._woken_at = 0.0
         self._thread = threading.Thread(target=self._run, name=f"lane-{lane.number}", daemon=True)
 
     def start(self) -> None:
@@ -81,6 +91,11 @@ class LaneSender:
         if sock is not None:
             shut_down(sock)
         self._inbox.put(None)
+
+    def take_sent(self) -> Iterator[SentBatch]:
+        """Batches that are about to leave or have left, in their order, each once."""
+        while self._sent:
+            yield self._sent.popleft()
 
     def do_rest(self) -> None:
         """Do what was posted after the thread's last look; for after `lane_ended`, in the event loop.
@@ -116,6 +131,7 @@ class LaneSender:
         sock.settimeout(None)
         tune_lane(sock, sends=True)
         sock.sendall(self._opening)
+        self._lane.commit_cache()
         while True:
             self._work_off(block=self._lane.window_full)
             if self._stopping:
@@ -130,8 +146,19 @@ class LaneSender:
             self._wait_for_rate(len(view))
             if self._stopping:
                 return
-            self._tell(self._events.batch_sent, self._lane.number, batch)
+            self._note(batch)
             sock.sendall(view)
+
+    def _note(self, batch: SentBatch) -> None:
+        self._sent.append(batch)
+        now = time.monotonic()
+        if (
+            batch.kind is not Kind.RECORDS
+            or len(self._sent) >= HELD_BATCHES
+            or now - self._woken_at >= HELD_SECONDS
+        ):
+            self._woken_at = now
+            self._tell(self._events.batches_noted, self._lane.number)
 
     def _wait_for_rate(self, nbytes: int) -> None:
         rate = self._bucket.rate

@@ -23,7 +23,6 @@ from migrate.errors import GuestError, MigrateError, as_error
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.bandwidth import TokenBucket
-from migrate.protocol.lane_source import SentBatch
 from migrate.protocol.schema import Message
 from migrate.protocol.source import SourceMachine
 from migrate.protocol.source_states import SourceState
@@ -184,12 +183,15 @@ class SourceDaemon:
                 if not self._finished.done():
                     self._finished.set_result(self._broken)
 
-    def batch_sent(self, lane: int, batch: SentBatch) -> None:
-        """A lane thread is about to send (LaneEvents)."""
-        self._input(self._machine.batch_sent, lane, batch)
+    def batches_noted(self, lane: int) -> None:
+        """A lane thread sends (LaneEvents)."""
+        if lane in self._lanes:
+            for batch in self._lanes[lane].take_sent():
+                self._input(self._machine.batch_sent, lane, batch)
 
     def lane_ended(self, lane: int, problem: Exception | None) -> None:
         """A lane thread has ended (LaneEvents)."""
+        self.batches_noted(lane)
         self._lanes.pop(lane).do_rest()
         if problem is None:
             self._input(self._machine.lane_stopped, lane)
@@ -200,6 +202,8 @@ class SourceDaemon:
             self._input(self._machine.lane_broken, lane, _text(problem))
 
     def _on_message(self, message: Message) -> None:
+        for lane in list(self._lanes):
+            self.batches_noted(lane)  # before their acknowledgements
         self._input(self._machine.message, message)
 
     def _on_lost(self, reason: str) -> None:

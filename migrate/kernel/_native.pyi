@@ -110,6 +110,9 @@ class PageCache:
     def touch(self, page: int, round: int) -> bool:
         """Set the age of a held page to round, under either rule (rule "qemu": the record of length 0, in
         stage LAST too: only contents are frozen there). False if not held."""
+    def commit(self, most: int) -> None:
+        """Have the system put memory behind the first `most` bytes of content now, not page by page while a
+        batch waits. Raises MemoryError: it has none."""
     def clear(self) -> None: ...
     def items(self) -> list[tuple[int, int, bytes]]:
         """(page, age, content) of every entry in slot order."""

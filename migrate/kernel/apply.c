@@ -171,7 +171,7 @@ static void record_digests(struct writer *w)
     for (size_t i = 0; i < w->order_count; i++) {
         uint64_t page = w->order[i]->page;
         struct mk_u128 digest = w->order[i]->digest;
-        struct place place = place_of(w->q->keys, page);
+        struct place place = w->order[i]->place;
         w->root_delta +=
             widen(term_at(place, digest)) - widen(term_at(place, digest_at(w->q->digests, page)));
         set_digest(w->q->digests, page, digest);

@@ -9,6 +9,7 @@ struct landing {
     uint64_t page;
     const uint8_t *content; /* in the body, the cache, the arena, or zero_page; NULL: RAM keeps what it has */
     struct mk_u128 digest;
+    struct place place;
     size_t block;
 };
 

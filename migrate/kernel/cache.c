@@ -1,8 +1,13 @@
 /* The page cache that both ends hold: only what is in the stream changes it. */
+#include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
 #include "internal.h"
+
+#ifndef MADV_POPULATE_WRITE /* younger than some C libraries */
+#define MADV_POPULATE_WRITE 23
+#endif
 
 enum {
     WAYS = 8,
@@ -79,6 +84,15 @@ void mk_cache_free(struct mk_cache *cache)
     cache->entries = NULL;
     cache->data = NULL;
     cache->slots = cache->used = 0;
+}
+
+int mk_cache_commit(struct mk_cache *cache, uint64_t most)
+{
+    uint64_t bytes = cache->slots * cache->keys->page_size;
+    if (bytes > most)
+        bytes = most;
+    /* EINVAL: a kernel before 5.14 cannot do it. */
+    return bytes == 0 || madvise(cache->data, bytes, MADV_POPULATE_WRITE) == 0 || errno == EINVAL ? 0 : -1;
 }
 
 void mk_cache_clear(struct mk_cache *cache)

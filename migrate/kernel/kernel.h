@@ -180,6 +180,8 @@ enum { MK_NO_SLOT = -1 };
 /* Returns 0, or -1 without memory. */
 int mk_cache_init(struct mk_cache *cache, const struct mk_keys *keys, uint64_t budget, bool qemu_rule);
 void mk_cache_free(struct mk_cache *cache);
+/* Have memory behind the first `most` bytes of content. Returns 0, or -1 if there is none. */
+int mk_cache_commit(struct mk_cache *cache, uint64_t most);
 void mk_cache_clear(struct mk_cache *cache);
 /* Slot that holds the page, or MK_NO_SLOT. */
 int64_t mk_cache_find(const struct mk_cache *cache, uint64_t page);

@@ -122,6 +122,7 @@ cdef extern from "kernel.h" nogil:
     size_t mk_ram_find(const mk_ram *ram, uint64_t first, uint64_t count)
     int mk_cache_init(mk_cache *cache, const mk_keys *keys, uint64_t budget, bint qemu_rule)
     void mk_cache_free(mk_cache *cache)
+    int mk_cache_commit(mk_cache *cache, uint64_t most) nogil
     void mk_cache_clear(mk_cache *cache)
     int64_t mk_cache_find(const mk_cache *cache, uint64_t page)
     uint8_t *mk_cache_data(const mk_cache *cache, int64_t slot)

@@ -212,6 +212,14 @@ cdef class PageCache:
         mk_cache_touch(&self.c, slot, age)
         return True
 
+    def commit(self, most):
+        cdef uint64_t size = _number(most, "most", SIZE_END)
+        cdef int failed
+        with nogil:
+            failed = mk_cache_commit(&self.c, size)
+        if failed:
+            raise MemoryError(f"no memory behind a page cache of {self.bytes_allocated} bytes")
+
     def clear(self):
         mk_cache_clear(&self.c)
 

@@ -59,15 +59,19 @@ static struct mk_u128 digest_so_far(const struct reader *in, uint64_t page)
     return digest_at(in->q->digests, page);
 }
 
-static void
-land(struct reader *in, uint64_t page, const uint8_t *content, struct mk_u128 digest, struct mk_u128 term)
+/* Returns the term of the page with that digest. */
+static struct mk_u128
+land(struct reader *in, uint64_t page, const uint8_t *content, struct mk_u128 digest)
 {
     struct batch *batch = in->batch;
+    struct place place = place_of(in->q->keys, page);
+    struct mk_u128 term = term_at(place, digest);
     if (batch->count && batch->landings[batch->count - 1].page >= page)
         batch->ascending = false;
-    batch->landings[batch->count++] =
-        (struct landing){.page = page, .content = content, .digest = digest, .block = in->block};
+    batch->landings[batch->count++] = (struct landing){
+        .page = page, .content = content, .digest = digest, .place = place, .block = in->block};
     in->digest_sum += widen(term);
+    return term;
 }
 
 static void put(struct reader *in, uint64_t page, const uint8_t *content, struct mk_u128 term, bool zero)
@@ -84,9 +88,7 @@ static enum mk_status read_zero(struct reader *in, uint64_t page)
         return refuse(in, "truncated");
     if (*in->at++ != 0)
         return refuse(in, "zero-fill");
-    struct mk_u128 digest = in->q->keys->zero_digest, term = mk_term(in->q->keys, page, digest);
-    put(in, page, zero_page, term, true);
-    land(in, page, zero_page, digest, term);
+    put(in, page, zero_page, land(in, page, zero_page, in->q->keys->zero_digest), true);
     in->batch->zero++;
     return MK_OK;
 }
@@ -97,9 +99,7 @@ static enum mk_status read_page(struct reader *in, uint64_t page)
     if (left(in) < in->q->keys->page_size)
         return refuse(in, "truncated");
     in->at += in->q->keys->page_size;
-    struct mk_u128 digest = mk_page_digest(in->q->keys, content), term = mk_term(in->q->keys, page, digest);
-    put(in, page, content, term, false);
-    land(in, page, content, digest, term);
+    put(in, page, content, land(in, page, content, mk_page_digest(in->q->keys, content)), false);
     in->batch->normal++;
     return MK_OK;
 }
@@ -149,7 +149,7 @@ static enum mk_status read_delta(struct reader *in, uint64_t page)
     if (length == 0) {
         struct mk_u128 digest = digest_so_far(in, page);
         mk_cache_touch(in->cache, slot, q->round);
-        land(in, page, NULL, digest, mk_term(q->keys, page, digest));
+        land(in, page, NULL, digest);
         return MK_OK;
     }
     uint8_t *content = mk_cache_data(in->cache, slot);
@@ -163,9 +163,8 @@ static enum mk_status read_delta(struct reader *in, uint64_t page)
     }
     if (mk_xbzrle_decode(delta, length, content, page_size) < 0)
         return refuse(in, "xbzrle-delta");
-    struct mk_u128 digest = mk_page_digest(q->keys, content), term = mk_term(q->keys, page, digest);
+    struct mk_u128 term = land(in, page, content, mk_page_digest(q->keys, content));
     mk_cache_put(in->cache, slot, page, content, term, q->round, q->stage, false);
-    land(in, page, content, digest, term);
     in->batch->xbzrle++;
     return MK_OK;
 }

@@ -226,9 +226,9 @@ class DestinationMachine:
             raise ProtocolError("a lane was opened for another migration or attempt")
         self.lanes.opened(opening, self._secret)
 
-    def batch_applied(self, now: float, lane: int, batch: AppliedBatch) -> None:
-        """A batch is in RAM and its digests are recorded: acknowledge it."""
-        self.lanes.applied(now, lane, batch)
+    def batches_applied(self, now: float, lane: int, batches: Sequence[AppliedBatch]) -> None:
+        """These batches are in RAM and their digests are recorded: acknowledge them."""
+        self.lanes.applied(now, lane, batches)
 
     def lane_failed(self, now: float, lane: int, error: Exception) -> None:
         """A lane thread has ended.

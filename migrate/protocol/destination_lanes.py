@@ -11,7 +11,7 @@ thread of the old epoch has ended, and a newer connection waits for that too (de
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from migrate import kernel
 from migrate.errors import ProtocolError
@@ -123,16 +123,11 @@ class DestinationLanes:
         else:
             self._run(place)
 
-    def applied(self, now: float, number: int, batch: AppliedBatch) -> None:
-        """Count and acknowledge a batch."""
-        row = self._stats.current_round
-        if batch.apply is not None:
-            if row is None or batch.round > row.round:
-                self._stats.round_started(batch.round, 0, now)
-            self._stats.add_apply(batch.apply, batch.stage, batch.record_bytes, batch.wire_bytes)
-        else:
-            self._stats.add_wire(batch.wire_bytes)
-        self._send(m.Ack(number, batch.epoch, batch.sequence))
+    def applied(self, now: float, number: int, batches: Sequence[AppliedBatch]) -> None:
+        """Count some batches of one epoch, at least one, and acknowledge them all by the last."""
+        for batch in batches:
+            self._count(now, batch)
+        self._send(m.Ack(number, batches[-1].epoch, batches[-1].sequence))
 
     def failed(self, number: int, reason: str) -> None:
         """The lane's thread has ended because of bad bytes or a broken connection."""
@@ -199,6 +194,15 @@ class DestinationLanes:
         for stripe, now, before in zip(stripes, held, zero, strict=True):
             lane = self._places[stripe % lanes].lane
             lane.lane_sum = (lane.lane_sum + now - before) % _SUM
+
+    def _count(self, now: float, batch: AppliedBatch) -> None:
+        if batch.apply is None:
+            self._stats.add_wire(batch.wire_bytes)
+            return
+        row = self._stats.current_round
+        if row is None or batch.round > row.round:
+            self._stats.round_started(batch.round, 0, now)
+        self._stats.add_apply(batch.apply, batch.stage, batch.record_bytes, batch.wire_bytes)
 
     def _run(self, place: _Place) -> None:
         assert place.waiting is not None

@@ -21,6 +21,9 @@ from migrate.protocol.batch import HEADER_BYTES, BatchHeader, Kind, decode_marke
 from migrate.protocol.records import decode_block_list
 from migrate.ram.image import RamImage
 
+COMMITTED_CACHE_BYTES = 256 << 20
+"""Of a lane's share, at most so much gets its memory when the lane opens; more would hold the opening up."""
+
 _SUM = 1 << 128
 
 
@@ -89,6 +92,11 @@ class DestinationLane:
     def position(self) -> tuple[int, int]:
         """(epoch, sequence) of the last batch applied."""
         return self.epoch, self.sequence
+
+    def commit_cache(self) -> None:
+        """Have memory behind the cache before the first batch. Raises MemoryError."""
+        if self.cache is not None:
+            self.cache.commit(COMMITTED_CACHE_BYTES)
 
     def open(self, epoch: int) -> None:
         """A new connection. Raises ProtocolError: the epoch is not newer than the last."""

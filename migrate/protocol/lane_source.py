@@ -30,6 +30,7 @@ from migrate.protocol.batch import (
     encode_marker,
     pack_body,
 )
+from migrate.protocol.lane_destination import COMMITTED_CACHE_BYTES
 from migrate.protocol.records import MAX_NAME_BYTES, encode_block_list
 from migrate.ram.bitmap import DirtyBitmap
 from migrate.ram.image import RamImage
@@ -125,6 +126,11 @@ class SourceLane:
     def window_full(self) -> bool:
         """No further batch may be made before one is acknowledged."""
         return len(self._unacknowledged) >= MAX_UNACKNOWLEDGED_BATCHES
+
+    def commit_cache(self) -> None:
+        """Have memory behind the cache before the first batch. Raises MemoryError."""
+        if self.cache is not None:
+            self.cache.commit(COMMITTED_CACHE_BYTES)
 
     def open(self, epoch: int) -> None:
         """A new connection: the next batch is the reset batch of this epoch."""

@@ -11,7 +11,7 @@ from sim_network import MAX_IN_FLIGHT, Connection
 
 from migrate.errors import MigrateError
 from migrate.protocol.batch import HEADER_BYTES, Kind
-from migrate.protocol.lane_destination import DestinationLane
+from migrate.protocol.lane_destination import AppliedBatch, DestinationLane
 from migrate.protocol.lane_source import SourceLane
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ class Receiver:
         self._connection = connection
         self._needed = HEADER_BYTES
         self._in_body = False
+        self._held: list[AppliedBatch] = []
         self._stopping = False
         self.ended = False
 
@@ -147,13 +148,22 @@ class Receiver:
             return
         applied = self._lane.body(data)
         self._needed, self._in_body = HEADER_BYTES, False
-        self._shell.tell(self._shell.made.batch_applied, self._lane.number, applied)
+        self._held.append(applied)
+        more = len(arrived) >= self._needed and self._shell.world.rng.random() < 0.5
+        if applied.kind is not Kind.RECORDS or not more:
+            self._tell_held()
         if applied.kind is Kind.FINAL:
             self._end(None)
+
+    def _tell_held(self) -> None:
+        if self._held:
+            held, self._held = self._held, []
+            self._shell.tell(self._shell.made.batches_applied, self._lane.number, held)
 
     def _end(self, problem: Exception | None) -> None:
         self.ended = True
         self._connection.close("destination")
+        self._tell_held()
         problem = None if self._stopping else problem
         told = partial(self._shell.receiver_ended, self._lane.number, problem)
         world = self._shell.world

@@ -48,7 +48,7 @@ def _destination_inputs(world: World) -> dict[str, Callable[[float], object]]:
         "lane that does not exist": lambda now: machine.lane_opened(replace(opening, lane=9)),
         "lane of an old epoch": lambda now: machine.lane_opened(replace(opening, epoch=lane.epoch)),
         "lane of an old attempt": lambda now: machine.lane_opened(replace(opening, attempt=0)),
-        "batch applied": lambda now: machine.batch_applied(now, 0, applied),
+        "batches applied": lambda now: machine.batches_applied(now, 0, [applied, applied]),
         "lane failed": lambda now: machine.lane_failed(now, 0, ProtocolError("bad bytes")),
         "lane cut": lambda now: machine.lane_failed(now, 0, ConnectionResetError("cut")),
         "disk full": lambda now: machine.lane_failed(now, 0, RamError("no space")),

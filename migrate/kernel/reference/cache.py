@@ -127,6 +127,9 @@ class PageCache:
         self._entry(slot).age = round
         return True
 
+    def commit(self, most: int) -> None:
+        """Python's memory comes when it comes."""
+
     def clear(self) -> None:
         """Forget every page."""
         self._slots = [None] * self.slots
