@@ -33,12 +33,14 @@ def max_records(page_size: int) -> int:
 class Keys:
     """Digest keys of one migration, expanded from its 32-byte seed.
 
-    Page digest: NH over 64-bit little-endian words, `sum((m[2i] + k[2i]) * (m[2i+1] + k[2i+1]))` modulo
-    2**128, the inner additions modulo 2**64; k is `shake_256(b"migrate page key" + seed)`, page_size bytes.
-    Two different pages collide with probability at most 2**-64 for who does not know the key.
+    Page digest: NH without carries (CLNH, Lemire and Kaser, "Faster 64-bit universal hashing using carry-less
+    multiplications", 2016) over 64-bit little-endian words: the exclusive or of the polynomial products
+    `(m[2i] ^ k[2i]) * (m[2i+1] ^ k[2i+1])` over GF(2), 127 bits each; k is
+    `shake_256(b"migrate page key" + seed)`, page_size bytes. Two different pages collide with probability at
+    most 2**-64 for who does not know the key.
     Term of a page: `(lo + a) * (hi + b)` modulo 2**128 with a, b = SipHash-2-4 of 2*page and 2*page + 1
     (8 bytes little-endian) under `shake_256(b"migrate root key" + seed)`, 16 bytes; additions modulo 2**64.
-    The sum of the terms of all pages is the root: NH again, over the digests.
+    The sum of the terms of all pages is the root: NH (UMAC, VMAC) with 64-bit words, over the digests.
     """
 
     def __init__(self, seed: bytes, page_size: int) -> None:

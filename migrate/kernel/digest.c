@@ -1,4 +1,4 @@
-/* Page digests (NH), their places in the root (SipHash-2-4 keyed NH), digest arrays. */
+/* Page digests (carry-less NH), their places in the root (SipHash-2-4 keyed NH), digest arrays. */
 #include <stdlib.h>
 
 #include "internal.h"
@@ -28,55 +28,71 @@ void mk_keys_free(struct mk_keys *keys)
     keys->page_key = NULL;
 }
 
+/* Without carries: bit i of the product is the parity of the pairs of bits whose places add up to i. */
+static wide multiply_carryless(uint64_t a, uint64_t b)
+{
+    wide multiples[16], product = 0; /* of a, by four bits of b */
+    multiples[0] = 0;
+    for (int i = 1; i < 16; i++)
+        multiples[i] = i % 2 ? multiples[i - 1] ^ a : multiples[i / 2] << 1;
+    for (int shift = 60; shift >= 0; shift -= 4)
+        product = product << 4 ^ multiples[b >> shift & 15];
+    return product;
+}
+
 static struct mk_u128 page_digest_plain(const struct mk_keys *keys, const uint8_t *page)
 {
     const uint64_t *key = keys->page_key;
-    size_t words = keys->page_size / 8;
-    wide even = 0, odd = 0; /* two sums: the additions of one wait for each other */
-    for (size_t i = 0; i < words; i += 4) {
-        const uint8_t *at = page + 8 * i;
-        even += (wide)(load_le64(at) + key[i]) * (load_le64(at + 8) + key[i + 1]);
-        odd += (wide)(load_le64(at + 16) + key[i + 2]) * (load_le64(at + 24) + key[i + 3]);
-    }
-    return narrow(even + odd);
+    wide sum = 0;
+    for (size_t i = 0; i < keys->page_size / 8; i += 2)
+        sum ^= multiply_carryless(
+            load_le64(page + 8 * i) ^ key[i], load_le64(page + 8 * i + 8) ^ key[i + 1]);
+    return narrow(sum);
 }
 
 #if defined(__x86_64__)
 
-__attribute__((target("avx512f"))) static inline wide sum_of_lanes(__m512i lanes)
+enum { LOW_TIMES_HIGH = 0x10 };
+
+static struct mk_u128 both_halves(__m128i sum)
 {
-    uint64_t words[8];
-    wide sum = 0;
-    memcpy(words, &lanes, sizeof words);
-    for (int i = 0; i < 8; i++)
-        sum += words[i];
-    return sum;
+    struct mk_u128 digest;
+    memcpy(&digest, &sum, sizeof digest);
+    return digest;
 }
 
-/* Eight products at once, each made of four products of 32-bit halves. The sums of their bits 0-31, 32-63 and
- * 64-127 are kept apart; none of the first two can overflow within a page, the third may: it is modulo 2**64.
- */
-__attribute__((target("avx512f"))) static struct mk_u128
-page_digest_avx512(const struct mk_keys *keys, const uint8_t *page)
+__attribute__((target("pclmul"))) static struct mk_u128
+page_digest_pclmul(const struct mk_keys *keys, const uint8_t *page)
 {
     const uint8_t *key = (const uint8_t *)keys->page_key;
-    const __m512i low32 = _mm512_set1_epi64(0xffffffff);
-    __m512i sum0 = _mm512_setzero_si512(), sum32 = sum0, sum64 = sum0;
-    for (size_t i = 0; i < keys->page_size; i += 128) {
-        __m512i x = _mm512_add_epi64(_mm512_loadu_si512(page + i), _mm512_loadu_si512(key + i));
-        __m512i y = _mm512_add_epi64(_mm512_loadu_si512(page + i + 64), _mm512_loadu_si512(key + i + 64));
-        /* Which product stands in which lane does not matter, only that both factors do in the same. */
-        __m512i a = _mm512_unpacklo_epi64(x, y), b = _mm512_unpackhi_epi64(x, y);
-        __m512i a_high = _mm512_srli_epi64(a, 32), b_high = _mm512_srli_epi64(b, 32);
-        __m512i low = _mm512_mul_epu32(a, b);
-        __m512i middle = _mm512_add_epi64(_mm512_mul_epu32(a, b_high), _mm512_srli_epi64(low, 32));
-        __m512i other = _mm512_add_epi64(_mm512_mul_epu32(a_high, b), _mm512_and_si512(middle, low32));
-        __m512i high = _mm512_add_epi64(_mm512_mul_epu32(a_high, b_high), _mm512_srli_epi64(middle, 32));
-        sum0 = _mm512_add_epi64(sum0, _mm512_and_si512(low, low32));
-        sum32 = _mm512_add_epi64(sum32, _mm512_and_si512(other, low32));
-        sum64 = _mm512_add_epi64(sum64, _mm512_add_epi64(high, _mm512_srli_epi64(other, 32)));
-    }
-    return narrow(sum_of_lanes(sum0) + (sum_of_lanes(sum32) << 32) + (sum_of_lanes(sum64) << 64));
+    __m128i sums[4] = {0}; /* one would wait for itself */
+    for (size_t i = 0; i < keys->page_size; i += 64)
+        for (size_t j = 0; j < 4; j++) {
+            __m128i x = _mm_xor_si128(
+                _mm_loadu_si128((const __m128i *)(page + i) + j),
+                _mm_load_si128((const __m128i *)(key + i) + j));
+            sums[j] = _mm_xor_si128(sums[j], _mm_clmulepi64_si128(x, x, LOW_TIMES_HIGH));
+        }
+    return both_halves(_mm_xor_si128(_mm_xor_si128(sums[0], sums[1]), _mm_xor_si128(sums[2], sums[3])));
+}
+
+__attribute__((target("avx512f,vpclmulqdq"))) static struct mk_u128
+page_digest_vpclmul(const struct mk_keys *keys, const uint8_t *page)
+{
+    const uint8_t *key = (const uint8_t *)keys->page_key;
+    __m512i sums[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(),
+                       _mm512_setzero_si512()};
+    for (size_t i = 0; i < keys->page_size; i += 256)
+        for (size_t j = 0; j < 4; j++) {
+            size_t at = i + 64 * j;
+            __m512i x = _mm512_xor_si512(_mm512_loadu_si512(page + at), _mm512_load_si512(key + at));
+            sums[j] = _mm512_xor_si512(sums[j], _mm512_clmulepi64_epi128(x, x, LOW_TIMES_HIGH));
+        }
+    __m128i parts[4];
+    _mm512_storeu_si512(
+        parts,
+        _mm512_xor_si512(_mm512_xor_si512(sums[0], sums[1]), _mm512_xor_si512(sums[2], sums[3])));
+    return both_halves(_mm_xor_si128(_mm_xor_si128(parts[0], parts[1]), _mm_xor_si128(parts[2], parts[3])));
 }
 
 #endif
@@ -85,8 +101,10 @@ void digest_select(unsigned features)
 {
     variants.page_digest = page_digest_plain;
 #if defined(__x86_64__)
-    if (features & MK_AVX512)
-        variants.page_digest = page_digest_avx512;
+    if (features & MK_SSE42)
+        variants.page_digest = page_digest_pclmul;
+    if (features & MK_VPCLMUL)
+        variants.page_digest = page_digest_vpclmul;
 #endif
     (void)features;
 }

@@ -31,9 +31,13 @@ static uint64_t le64(const uint8_t *at)
 struct mk_u128 oracle_page_digest(const struct mk_keys *keys, const uint8_t *page)
 {
     wide sum = 0;
-    for (size_t i = 0; i < keys->page_size / 8; i += 2)
-        sum +=
-            (wide)(le64(page + 8 * i) + keys->page_key[i]) * (le64(page + 8 * i + 8) + keys->page_key[i + 1]);
+    for (size_t i = 0; i < keys->page_size / 8; i += 2) {
+        wide factor = le64(page + 8 * i) ^ keys->page_key[i];
+        uint64_t other = le64(page + 8 * i + 8) ^ keys->page_key[i + 1];
+        for (int bit = 0; bit < 64; bit++)
+            if (other >> bit & 1)
+                sum ^= factor << bit;
+    }
     return narrow(sum);
 }
 

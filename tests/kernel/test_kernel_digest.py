@@ -1,7 +1,8 @@
-"""CRC, zero test, NH, SipHash, page digests, terms and roots: check values, and sums written out by hand."""
+"""CRC, zero test, page digests, SipHash, terms and roots: check values, and sums written out by hand."""
 
 from __future__ import annotations
 
+import random
 import struct
 from hashlib import shake_256
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from kernel_support import SEED, Side, sides
 
-from migrate.kernel.reference.digest import nh, siphash24
+from migrate.kernel.reference.digest import carryless_nh, siphash24
 
 M64, M128 = 2**64 - 1, 2**128 - 1
 
@@ -51,27 +52,54 @@ def test_siphash_published_vectors() -> None:
         assert siphash24(key, bytes(range(length))) == int.from_bytes(bytes.fromhex(expected), "little")
 
 
-def test_nh_by_hand() -> None:
-    words, key = (3, 5, M64, 1), (10, 20, 2, M64)
-    # (3+10)(5+20) = 325; (2**64-1+2) mod 2**64 = 1; (1 + 2**64-1) mod 2**64 = 0
-    assert nh(words, key) == 325
-    assert nh((M64, M64, M64, M64), (0, 0, 0, 0)) == 2 * (M64 * M64) & M128
+def _words(*values: int) -> bytes:
+    return struct.pack(f"<{len(values)}Q", *values)
+
+
+def _product(a: int, b: int) -> int:
+    """Of two polynomials over GF(2), bit by bit."""
+    total = 0
+    for bit in range(64):
+        if b >> bit & 1:
+            total ^= a << bit
+    return total
+
+
+def test_carryless_nh_by_hand() -> None:
+    # (x+1)(x+1) = x**2 + 1; (x**2+x)(x+1) = x**3 + x; their sum
+    assert carryless_nh(_words(3, 3, 6, 3), bytes(32)) == 0b101 ^ 0b1010
+    assert carryless_nh(_words(1, 2, 0, 0), _words(2, 1, 0, 7)) == 0b101
+    # all ones, squared: every second bit
+    assert carryless_nh(_words(M64, M64), bytes(16)) == int("01" * 64, 2)
+    assert carryless_nh(_words(1 << 63, 1 << 63), bytes(16)) == 1 << 126
+
+
+def test_carryless_nh_against_the_product_bit_by_bit(rng: random.Random) -> None:
+    for _ in range(50):
+        words, key = ([rng.getrandbits(64) for _ in range(8)] for _ in range(2))
+        a = [word ^ mask for word, mask in zip(words, key, strict=True)]
+        expected = 0
+        for i in range(0, 8, 2):
+            expected ^= _product(a[i], a[i + 1])
+        assert carryless_nh(_words(*words), _words(*key)) == expected
 
 
 @pytest.mark.parametrize("page_size", [1024, 4096, 65536])
-def test_page_digest_is_nh_over_the_expanded_key(kernel: Any, page_size: int) -> None:
+def test_page_digest_is_carryless_nh_over_the_expanded_key(kernel: Any, page_size: int) -> None:
     keys = kernel.Keys(SEED, page_size)
     key = struct.unpack(f"<{page_size // 8}Q", shake_256(b"migrate page key" + SEED).digest(page_size))
     assert keys.page_size == page_size
-    assert keys.zero_digest == sum(key[i] * key[i + 1] for i in range(0, len(key), 2)) & M128
+    expected = 0
+    for i in range(0, len(key), 2):
+        expected ^= _product(key[i], key[i + 1])
+    assert keys.zero_digest == expected
     assert keys.page_digest(bytes(page_size)) == keys.zero_digest
 
     page = bytearray(page_size)
     page[0] = 7  # word 0, low byte
     page[-1] = 0x80  # last word, top bit
-    first = ((key[0] + 7) & M64) * key[1] - key[0] * key[1]
-    last = key[-2] * (((key[-1] + 2**63) & M64) - key[-1])
-    assert keys.page_digest(page) == (keys.zero_digest + first + last) & M128
+    first, last = _product(7, key[1]), _product(key[-2], 1 << 63)
+    assert keys.page_digest(page) == keys.zero_digest ^ first ^ last
     assert keys.page_digest(memoryview(page)) == keys.page_digest(bytes(page))
 
 

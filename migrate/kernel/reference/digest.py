@@ -14,15 +14,25 @@ MASK128 = 2**128 - 1
 _SEED_BYTES = 32
 
 
-def nh(words: tuple[int, ...], key: tuple[int, ...]) -> int:
-    """NH as in UMAC/VMAC with 64-bit words: sum((m[2i] + k[2i]) * (m[2i+1] + k[2i+1])) modulo 2**128.
+# A bit in a byte of its own: in the product of two words spread like this no sum reaches the next byte, so
+# the lowest bit of each byte is what a product without carries has there.
+_SPREAD = [bytes(byte >> bit & 1 for bit in range(8)) for byte in range(256)]
+_BIT_OF_BYTE = bytes(ord("0") + (byte & 1) for byte in range(256))
 
-    The inner additions are modulo 2**64; an even number of words, no more than the key has.
+
+def carryless_nh(data: bytes, key: bytes) -> int:
+    """NH without carries: the exclusive or of (m[2i] ^ k[2i]) * (m[2i+1] ^ k[2i+1]) over GF(2).
+
+    64-bit little-endian words, an even number of them; data and key have the same length.
     """
+    mixed = (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(len(data), "little")
+    spread = b"".join([_SPREAD[byte] for byte in mixed])
     total = 0
-    for i in range(0, len(words), 2):
-        total += ((words[i] + key[i]) & MASK64) * ((words[i + 1] + key[i + 1]) & MASK64)
-    return total & MASK128
+    for at in range(0, len(spread), 128):
+        even = int.from_bytes(spread[at : at + 64], "little")
+        odd = int.from_bytes(spread[at + 64 : at + 128], "little")
+        total ^= even * odd
+    return int(total.to_bytes(128, "big").translate(_BIT_OF_BYTE), 2)
 
 
 @lru_cache(maxsize=1 << 16)  # the same page numbers come again and again
@@ -68,7 +78,7 @@ def _rotate(value: int, bits: int) -> int:
 class Keys:
     """Digest keys of one migration, expanded from its 32-byte seed.
 
-    Page digest: NH over the page's little-endian 64-bit words under `shake_256(b"migrate page key" + seed)`.
+    Page digest: `carryless_nh` of the page under `shake_256(b"migrate page key" + seed)`.
     Term: `(lo + a) * (hi + b)` modulo 2**128, additions modulo 2**64, where a and b are SipHash-2-4 of
     2*page and 2*page + 1 under `shake_256(b"migrate root key" + seed)`: NH over the digests, with a key
     that is made where it is needed.
@@ -80,8 +90,7 @@ class Keys:
             raise ValueError(f"the seed has {len(seed)} bytes instead of {_SEED_BYTES}")
         check_page_size(page_size)
         self._page_size = page_size
-        self._format = f"<{page_size // 8}Q"
-        self._page_key = struct.unpack(self._format, shake_256(b"migrate page key" + seed).digest(page_size))
+        self._page_key = shake_256(b"migrate page key" + seed).digest(page_size)
         self._root_key = shake_256(b"migrate root key" + seed).digest(16)
         self._zero_digest = self.page_digest(bytes(page_size))
 
@@ -99,7 +108,7 @@ class Keys:
         """Digest of one page. Raises ValueError: not page_size bytes."""
         if len(page) != self._page_size:
             raise ValueError(f"a page has {self._page_size} bytes, not {len(page)}")
-        return nh(struct.unpack(self._format, page), self._page_key)
+        return carryless_nh(bytes(page), self._page_key)
 
     def term(self, page: int, digest: int) -> int:
         """What the page number `page` with that digest adds to the root."""
