@@ -85,7 +85,7 @@ class Connection:
 
 
 class FaultProxy:
-    """Listens on a free port, passes everything on to the target, and lets toxics have their way.
+    """Listens on a port (0: a free one), passes everything on to the target, and lets toxics have their way.
 
     Attributes:
         port: where to connect to; the same for the proxy's whole life.
@@ -93,12 +93,19 @@ class FaultProxy:
     """
 
     def __init__(
-        self, target_host: str, target_port: int, *, seed: int = 0, listen_host: str = "127.0.0.1"
+        self,
+        target_host: str,
+        target_port: int,
+        *,
+        seed: int = 0,
+        listen_host: str = "127.0.0.1",
+        listen_port: int = 0,
     ) -> None:
         self.port = 0
         self.connections: list[Connection] = []
         self._target = (target_host, target_port)
         self._listen_host = listen_host
+        self._listen_port = listen_port
         self._seed = seed
         self._toxics: dict[Toxic, int] = {}
         self._numbers = itertools.count()
@@ -112,7 +119,7 @@ class FaultProxy:
 
     async def __aenter__(self) -> Self:
         # Bound, but never listening: keeps the port ours while the partition lasts.
-        self._reserved = self._bound(self._listen_host, 0)
+        self._reserved = self._bound(self._listen_host, self._listen_port)
         self.port = self._reserved.getsockname()[1]
         await self.restore()
         return self
