@@ -97,7 +97,8 @@ class SourceConfig:
     Raises UsageError when made of values that cannot work (`validate_source`).
     """
 
-    to: Address
+    to: Address | None
+    """None: the migration is begun over `control`."""
     ram: tuple[RamSpec, ...]
     xbzrle_cache_size: int = 64 * MIB
     """Data and index of all lanes together; 0: no XBZRLE."""
@@ -128,6 +129,8 @@ class SourceConfig:
     keepalive_timeout: float = 10.0
     reconnect_timeout: float = 60.0
     """0: a broken connection ends the migration at once."""
+    control: Path | None = None
+    """Unix socket on which the daemon takes commands."""
 
     def __post_init__(self) -> None:
         validate_source(self)
@@ -151,6 +154,8 @@ class DestinationConfig:
     keepalive_timeout: float = 10.0
     reconnect_timeout: float = 60.0
     hook_timeout: float = 60.0
+    control: Path | None = None
+    """Unix socket on which the daemon takes commands."""
 
     def __post_init__(self) -> None:
         validate_destination(self)
@@ -158,7 +163,12 @@ class DestinationConfig:
 
 def validate_source(config: SourceConfig) -> None:
     """Raise UsageError, naming the option, if the values or their combination cannot work."""
-    if config.to.port == 0:
+    if config.to is None:
+        if config.control is None:
+            raise UsageError("--to: required, unless --control is there to name the destination later")
+        if config.check:
+            raise UsageError("--check needs --to: the pre-flight looks at the destination")
+    elif config.to.port == 0:
         raise UsageError("--to: port 0 is not a port one can connect to")
     if not config.ram:
         raise UsageError("--ram: name at least one RAM file")

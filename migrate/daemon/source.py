@@ -330,10 +330,12 @@ class SourceDaemon:
 
     async def _connect(self, delay: float) -> None:
         await asyncio.sleep(delay)
+        to = self._config.to
+        assert to is not None
         channel = ControlChannel(self._on_message, self._on_lost)
         try:
             async with asyncio.timeout(self._config.keepalive_timeout):
-                await open_control(self._config.to, channel)
+                await open_control(to, channel)
         except TimeoutError:
             self._input(self._machine.connection_lost, "the connection could not be opened in time")
         except OSError as error:

@@ -7,6 +7,8 @@ the time), outputs are the actions that `take_actions` returns; the shell carrie
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from migrate import kernel
 from migrate.config import SourceConfig
 from migrate.errors import CancelledMigration, MigrateError, NetworkError, ProtocolError
@@ -16,6 +18,7 @@ from migrate.protocol.batch import CODECS
 from migrate.protocol.handshake import lane_cache_bytes
 from migrate.protocol.lane_link import LaneLink
 from migrate.protocol.lane_source import SentBatch, SourceLane
+from migrate.protocol.parameters import with_parameters
 from migrate.protocol.peer_errors import peer_error
 from migrate.protocol.schema import Message
 from migrate.protocol.source_ending import SourceEnding
@@ -100,8 +103,10 @@ class SourceMachine:
         """The control connection broke, or could not be opened."""
         if self.state is SourceState.SETUP:
             self.link.control = ControlState.DOWN
-            message = f"cannot talk to the destination at {self.config.to}: {reason}"
-            hint = f"is --to right? does migrate-dst run there, with --listen HOST:{self.config.to.port}?"
+            to = self.config.to
+            assert to is not None
+            message = f"cannot talk to the destination at {to}: {reason}"
+            hint = f"is --to right? does migrate-dst run there, with --listen HOST:{to.port}?"
             self.ending.fail(now, NetworkError(message, side="destination", hint=hint))
         elif self.state is SourceState.COMMITTING:
             self.ending.undecided(now, reason)
@@ -228,6 +233,27 @@ class SourceMachine:
         self.ending.fail(now, CancelledMigration(reason))
         return True
 
+    def set_parameters(self, now: float, values: Mapping[str, int]) -> None:
+        """Change some of PARAMETERS, in effect from now on; a pause that has begun keeps its deadline.
+
+        Raises UsageError: no such parameter, or a value that cannot work; nothing is changed then.
+        """
+        self.config = with_parameters(self.config, values)
+        self.rounds.policy.limit(self.config)
+        if self.state in (SourceState.LAST_ROUND, SourceState.PREPARING):
+            self.emit(a.SetRate(self.config.switchover_bandwidth))
+        elif self.state in LIVE:
+            self.emit(a.SetRate(self.config.max_bandwidth))
+        self.rounds.check_out(now)
+
+    def switch_over(self, now: float) -> bool:
+        """A person wants the pause now, however long it takes. False where there are no rounds to end."""
+        if self.state not in (SourceState.SENDING, SourceState.HARVESTING, SourceState.RESUMING):
+            return False
+        self.rounds.pause_wanted = True
+        self.rounds.check_wanted(now)
+        return True
+
     def tick(self, now: float) -> None:
         """Time passes; call it at least ten times a second."""
         if self.state in (SourceState.ENDING, SourceState.ENDED, SourceState.NEW):
@@ -243,6 +269,7 @@ class SourceMachine:
         self._advance(now)
         self.rounds.check_tracked(now)
         self.rounds.check_timeout(now)
+        self.rounds.check_wanted(now)
         if self.state in PAUSED or self.state is SourceState.COMMITTING:
             self.pause.tick(now)
 
@@ -317,6 +344,7 @@ class SourceMachine:
     def begin_pause(self, now: float, reason: str) -> None:
         """Pause the guest and move what is left."""
         self.enter(SourceState.PAUSING)
+        self.rounds.pause_wanted = False
         self.pause.begin(now, reason)
 
     def resumed(self, now: float) -> None:

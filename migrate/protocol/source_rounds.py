@@ -47,6 +47,8 @@ class SourceRounds:
         """Of the round that is sent, or was sent last; 0: none yet."""
         self.policy = SwitchoverPolicy(machine.config, page_size)
         self.meter = RateMeter()
+        self.pause_wanted = False
+        """A person asked for the pause; it comes as soon as no lane is down."""
         self._dirty = DirtyBitmap(pages)
         self._first: HarvestResult | None = None
         self._waits_for_lanes = False
@@ -137,11 +139,11 @@ class SourceRounds:
         if decision.expected_downtime is not None:
             machine.stats.expected_downtime_ms = decision.expected_downtime * 1000
         machine.stats.eta = decision.eta
-        if decision.kind == "give-up":
+        if decision.kind == "round" or (decision.kind == "give-up" and self.pause_wanted):
+            self._start_round(now, result, STAGE_ROUND)
+        elif decision.kind == "give-up":
             error = NotConvergedError(decision.reason, side="source", hint=decision.hint or None)
             machine.ending.fail(now, error)
-        elif decision.kind == "round":
-            self._start_round(now, result, STAGE_ROUND)
         elif machine.link.settled(now):
             machine.begin_pause(now, decision.reason)
         else:
@@ -160,10 +162,21 @@ class SourceRounds:
             )
             hint = "raise --timeout, or use --timeout-action pause"
             machine.ending.fail(now, NotConvergedError(reason, side="source", hint=hint))
-        elif machine.state is SourceState.SENDING and machine.link.working:
+        else:
+            self._break_off(now, f"the timeout of {machine.config.timeout:g} s is over")
+
+    def check_wanted(self, now: float) -> None:
+        """Carry out `pause_wanted`."""
+        if self.pause_wanted:
+            self._break_off(now, "it was asked for")
+
+    def _break_off(self, now: float, reason: str) -> None:
+        """Pause in the middle of a round, for as long as it takes; not while a lane is down."""
+        machine = self._machine
+        if machine.state is SourceState.SENDING and machine.link.working:
             self.policy.forced = True
             self.end(now)
-            machine.begin_pause(now, f"the timeout of {machine.config.timeout:g} s is over")
+            machine.begin_pause(now, reason)
 
     def resume(self, now: float) -> None:
         """The guest runs again after a pause that was given up: go on with the same round."""

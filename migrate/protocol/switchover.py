@@ -26,8 +26,14 @@ class SwitchoverPolicy:
     def __init__(self, config: SourceConfig, page_size: int) -> None:
         self.forced = False
         """The next pause may take as long as it takes."""
-        self._config = config
         self._page_size = page_size
+        self.limit(config)
+        self._rows: deque[RoundRow] = deque(maxlen=RECENT_ROUNDS + 1)
+        self._harvest_began = 0.0
+        self._stopped_harvest: float | None = None
+
+    def limit(self, config: SourceConfig) -> None:
+        """Decide by the limits of this configuration from now on."""
         self._limits = Limits(
             downtime_limit=config.downtime_limit_ms / 1000,
             max_rounds=config.max_rounds,
@@ -37,9 +43,6 @@ class SwitchoverPolicy:
             switchover_bandwidth=config.switchover_bandwidth,
             xbzrle_cache_size=config.xbzrle_cache_size,
         )
-        self._rows: deque[RoundRow] = deque(maxlen=RECENT_ROUNDS + 1)
-        self._harvest_began = 0.0
-        self._stopped_harvest: float | None = None
 
     def round_started(self, harvest_began: float) -> None:
         """The harvest that opened the round: pages dirtied later count from here."""

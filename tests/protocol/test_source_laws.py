@@ -39,6 +39,8 @@ def _source_inputs(world: World) -> dict[str, Callable[[float], object]]:
         "connection lost": lambda now: machine.connection_lost(now, "cut"),
         "failed": lambda now: machine.failed(now, ERROR),
         "cancel": lambda now: machine.cancel(now, "Ctrl-C"),
+        "set parameters": lambda now: machine.set_parameters(now, {"max-bandwidth": 1 << 20}),
+        "switch over": machine.switch_over,
         "tick": machine.tick,
         "tick later": lambda now: machine.tick(now + 3.0),
         "tick much later": lambda now: machine.tick(now + 1000.0),
