@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from migrate import __version__
@@ -82,6 +83,16 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds a broken connection may take to come back before the migration fails; "
         "0: not at all (default: %(default)s)",
+    )
+
+
+def add_control_option(parser: argparse.ArgumentParser) -> None:
+    """The option of the control socket, the same on both sides."""
+    parser.add_argument_group("control").add_argument(
+        "--control",
+        type=Path,
+        metavar="PATH",
+        help="unix socket (mode 0600) on which the program takes commands in QMP's shape while it runs",
     )
 
 

@@ -7,7 +7,13 @@ import sys
 from collections.abc import Coroutine, Sequence
 
 from migrate import config
-from migrate.cli.arguments import ArgumentParser, add_network_options, add_output_options, typed
+from migrate.cli.arguments import (
+    ArgumentParser,
+    add_control_option,
+    add_network_options,
+    add_output_options,
+    typed,
+)
 from migrate.cli.program import Program, run_program
 from migrate.config import Address, DestinationConfig, RamSpec
 from migrate.daemon.reporter import Reporter
@@ -65,6 +71,7 @@ def build_parser() -> ArgumentParser:
         help="memory a source may have for its page cache here; 0: no XBZRLE (default: %(default)s)",
     )
     add_network_options(parser)
+    add_control_option(parser)
     add_output_options(parser)
     return parser
 
@@ -78,8 +85,9 @@ def make_config(arguments: argparse.Namespace) -> DestinationConfig:
 def start(config: DestinationConfig, reporter: Reporter) -> Coroutine[object, object, None]:
     """The service as a coroutine."""
     from migrate.daemon.destination import serve  # heavy: the kernel, msgpack, the sockets
+    from migrate.daemon.destination_service import serve_destination
 
-    return serve(config, reporter)
+    return serve(config, reporter) if config.control is None else serve_destination(config, reporter)
 
 
 def warnings(config: DestinationConfig) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Sequence
 from migrate import config
 from migrate.cli.arguments import (
     ArgumentParser,
+    add_control_option,
     add_network_options,
     add_output_options,
     seconds,
@@ -34,9 +35,8 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--to",
         type=typed(Address.parse),
-        required=True,
         metavar="HOST:PORT",
-        help="where migrate-dst listens",
+        help="where migrate-dst listens; without it, --control waits for the command `migrate`",
     )
     parser.add_argument(
         "--ram",
@@ -56,6 +56,7 @@ def build_parser() -> ArgumentParser:
     _add_page_options(parser)
     _add_lane_options(parser)
     add_network_options(parser)
+    add_control_option(parser)
     add_output_options(parser)
     return parser
 
@@ -195,8 +196,9 @@ def make_config(arguments: argparse.Namespace) -> SourceConfig:
 def start(config: SourceConfig, reporter: Reporter) -> Coroutine[object, object, None]:
     """The migration as a coroutine."""
     from migrate.daemon.source import migrate  # heavy: the kernel, msgpack, the sockets
+    from migrate.daemon.source_service import serve_source
 
-    return migrate(config, reporter)
+    return migrate(config, reporter) if config.control is None else serve_source(config, reporter)
 
 
 def warnings(config: SourceConfig) -> list[str]:

@@ -205,6 +205,7 @@ def _fixed(text: str) -> Callable[[Fields, str], str]:
 
 
 _WORDINGS: dict[str, Callable[[Fields, str], str]] = {
+    "control": lambda fields, _: f"taking commands on {printable(fields.get('path'))}",
     "listening": lambda fields, _: f"listening on {_address(fields)}",
     "connected": _connected,
     "negotiated": _negotiated,

@@ -18,6 +18,7 @@ from migrate.errors import CancelledMigration, MigrateError, ProtocolError, RamE
 from migrate.protocol import messages as m
 from migrate.protocol.destination import DestinationMachine
 from migrate.protocol.handshake import Agreement, Offer, negotiate
+from migrate.protocol.stats import MigrationStats
 from migrate.ram.image import RamImage
 from migrate.ram.layout import PageLayout
 
@@ -42,7 +43,12 @@ class DestinationDaemon:
         self._config = config
         self._reporter = reporter
         self._listener = Listener(self, reporter, config.keepalive_timeout)
-        self._incoming: Incoming | None = None
+        self.incoming: Incoming | None = None
+        """The migration under way."""
+        self.last_stats: MigrationStats | None = None
+        self.last_error: MigrateError | None = None
+        self.last_outcome = ""
+        """Of the last migration that was not refused."""
         self._stop_wanted = False
         self._handed_over: dict[tuple[int, int], str] = {}
         """Files (device, inode) that belong to a guest now, and its migration."""
@@ -56,6 +62,8 @@ class DestinationDaemon:
             self._reporter.event("listening", host=address.host, port=address.port)
             while True:
                 await self._wait_for_hello()
+                if self.incoming is None:
+                    return  # `quit`
                 error = await self._serve_one()
                 if self._config.once or self._stop_wanted:
                     if error is not None:
@@ -83,31 +91,42 @@ class DestinationDaemon:
         self._arrived.clear()
 
     async def _serve_one(self) -> MigrateError | None:
-        incoming = self._incoming
+        incoming = self.incoming
         assert incoming is not None
         identities = incoming.identities
+        self.last_stats, self.last_error = incoming.stats, None
         try:
             await incoming.run()
         except MigrateError as error:
+            self.last_error = error
             return error
         finally:
+            self.last_outcome = incoming.outcome
             if incoming.handed_over:
                 self._handed_over |= dict.fromkeys(identities, incoming.migration)
-            self._incoming = None
+            self.incoming = None
             self._stop_wanted = incoming.stop_wanted
         return None
+
+    def quit(self, reason: str) -> None:
+        """End, after the migration under way, which is cancelled if that is still possible."""
+        if self.incoming is not None:
+            self.incoming.stop_wanted = True
+            self.incoming.cancel(reason)
+        else:
+            self._arrived.set()
 
     # --- connections -------------------------------------------------------------------------------------
 
     def lane_came(self, opening: m.LaneOpen, sock: socket.socket) -> None:
         """A lane connection (ListenerEvents)."""
-        if self._incoming is None:
+        if self.incoming is None:
             raise ProtocolError("a lane came, but no migration is under way")
-        self._incoming.lane_came(opening, sock)
+        self.incoming.lane_came(opening, sock)
 
     def hello_came(self, hello: m.Hello, channel: ControlChannel) -> None:
         """A control connection that said hello (ListenerEvents)."""
-        current = self._incoming
+        current = self.incoming
         answer: m.Accept | m.Reject | None
         if current is not None and current.migration == hello.migration.hex():
             answer = current.resume(hello, channel)
@@ -175,7 +194,7 @@ class DestinationDaemon:
                 raise
             return m.Reject(NO_MEMORY, "--ram", "destination")
         self._reporter.event("connected", peer=channel.peer, migration=hello.migration.hex())
-        self._incoming = Incoming(self._config, self._reporter, machine, image, channel)
+        self.incoming = Incoming(self._config, self._reporter, machine, image, channel)
         self._arrived.set()
         return None
 

@@ -23,6 +23,7 @@ from migrate.protocol import messages as m
 from migrate.protocol.destination import DestinationMachine
 from migrate.protocol.lane_destination import AppliedBatch
 from migrate.protocol.schema import Message
+from migrate.protocol.stats import MigrationStats
 from migrate.ram.digests import read_digests
 from migrate.ram.image import RamImage
 from migrate.ram.windows import cpu_count
@@ -76,6 +77,22 @@ class Incoming:
         found = [os.fstat(fd) for fd in self._image.fds.values()]
         return [(status.st_dev, status.st_ino) for status in found]
 
+    @property
+    def stats(self) -> MigrationStats:
+        """The numbers as they are now."""
+        return self._machine.stats
+
+    @property
+    def outcome(self) -> str:
+        """`completed`, `failed` or `cancelled`, once it has ended."""
+        return "failed" if self._machine.outcome == "start-failed" else self._machine.outcome
+
+    def cancel(self, reason: str) -> bool:
+        """A person wants to stop. False: the guest is this host's."""
+        possible = self._machine.cancel(time.monotonic(), reason)
+        self._perform()
+        return possible
+
     async def run(self) -> None:
         """Serve to the end. Raises MigrateError."""
         ticker = asyncio.ensure_future(self._tick())
@@ -85,14 +102,10 @@ class Incoming:
             ticker.cancel()
             await uninterrupted(self._clean_up(ticker))
         self._reporter.summary(
-            self._machine.stats, time.monotonic(), self._outcome, guest=self._machine.guest_place
+            self._machine.stats, time.monotonic(), self.outcome, guest=self._machine.guest_place
         )
         if error is not None:
             raise error
-
-    @property
-    def _outcome(self) -> str:
-        return "failed" if self._machine.outcome == "start-failed" else self._machine.outcome
 
     async def _wait_for_end(self) -> MigrateError | None:
         while True:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
+from typing import Protocol
 
 from migrate import __version__
 from migrate.config import SourceConfig
@@ -66,7 +67,17 @@ def make_hello(config: SourceConfig, image: RamImage) -> m.Hello:
     )
 
 
-async def migrate(config: SourceConfig, reporter: Reporter) -> None:
+class SourceWatcher(Protocol):
+    """Who wants to steer a migration while it runs."""
+
+    def begun(self, daemon: SourceDaemon) -> None:
+        """There is a daemon, which is about to run."""
+
+    def pass_started(self, number: int) -> None:
+        """A round begins."""
+
+
+async def migrate(config: SourceConfig, reporter: Reporter, watcher: SourceWatcher | None = None) -> None:
     """Move the guest's RAM as configured; returns when the guest runs at the destination.
 
     Cancelling the task cancels the migration in an orderly way: the guest is resumed first. Once the commit
@@ -90,7 +101,9 @@ async def migrate(config: SourceConfig, reporter: Reporter) -> None:
         machine = SourceMachine(hello, config, image, tracker.live)
         machine.stats.dirty_tracker = tracker.name
         work = SourceWork(config, hello.migration.hex(), image, guest, tracker, machine)
-        daemon = SourceDaemon(config, reporter, machine, work, guest)
+        daemon = SourceDaemon(config, reporter, machine, work, guest, watcher)
+        if watcher is not None:
+            watcher.begun(daemon)
         await daemon.run()
 
 
@@ -104,10 +117,13 @@ class SourceDaemon:
         machine: SourceMachine,
         work: SourceWork,
         guest: GuestControl,
+        watcher: SourceWatcher | None = None,
     ) -> None:
+        self.machine = self._machine = machine
+        """To look at; inputs go through this class."""
         self._config = config
         self._reporter = reporter
-        self._machine = machine
+        self._watcher = watcher
         self._work = work
         self._guest = guest
         self._channel: ControlChannel | None = None
@@ -162,6 +178,25 @@ class SourceDaemon:
         if self._channel is not None:
             self._channel.close()
             await self._channel.closed(CLOSE_SECONDS)
+
+    # --- steering ----------------------------------------------------------------------------------------
+
+    def cancel(self, reason: str) -> bool:
+        """A person wants to stop. False: the guest is being handed over."""
+        possible = self._machine.cancel(time.monotonic(), reason)
+        self._perform()
+        return possible
+
+    def switch_over(self) -> bool:
+        """A person wants the pause now. False: there are no rounds to end."""
+        possible = self._machine.switch_over(time.monotonic())
+        self._perform()
+        return possible
+
+    def set_parameters(self, values: Mapping[str, int]) -> None:
+        """Change parameters. Raises UsageError."""
+        self._machine.set_parameters(time.monotonic(), values)
+        self._perform()
 
     # --- inputs ------------------------------------------------------------------------------------------
 
@@ -252,6 +287,8 @@ class SourceDaemon:
                 if action.lane in self._lanes:
                     self._lanes[action.lane].stop()
             case a.StartRound():
+                if action.lane == 0 and self._watcher is not None:
+                    self._watcher.pass_started(action.number)
                 lane = self._machine.link.lanes[action.lane].lane
                 self._in_lane(
                     action.lane, partial(lane.start_round, action.number, action.stage, action.dirty)

@@ -7,14 +7,16 @@
     → {"error": {"class": "CommandNotFound", "desc": "…"}, "id": 2}
 
 The shape, the error classes and the negotiation are those of QEMU's QMP specification. Every command here
-answers at once, so that `exec-oob` does what `execute` does. A request is one line of at most MAX_LINE
-bytes (QEMU's own takes JSON that spans lines; its clients send one line each).
+answers at once, so that `exec-oob` does what `execute` does. A request ends where its JSON object does (some
+clients, as QEMU's own, send no line ends), at the latest with its line, so that nonsense costs one line; it
+has at most MAX_LINE bytes.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -24,6 +26,8 @@ from migrate import __version__
 MAX_LINE = 64 << 10
 """Bytes of a request, its end included."""
 CAPABILITIES = ("oob",)
+_TOKEN = re.compile(rb'[{}\[\]"\\\n]')
+_NEWLINE = 0x0A
 
 ErrorClass = Literal["GenericError", "CommandNotFound"]
 
@@ -54,36 +58,66 @@ class Request:
     """Why it cannot be served; the other fields then hold what could be read."""
 
 
-class LineReader:
-    """Cuts a stream into requests; keeps at most MAX_LINE bytes, whatever comes."""
+class RequestReader:
+    """Cuts a stream into requests; keeps less than MAX_LINE bytes, whatever comes."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
         self._skips = False
-        """Inside a line that is too long already."""
+        """Inside a request that is too long already."""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+        self._skips = False
+        self._rest.clear()
 
     def feed(self, data: bytes) -> list[Request]:
-        """The requests that end in `data`; a line that is too long is one request with an error."""
+        """The requests that end in `data`; one that is too long is a request with an error."""
         found: list[Request] = []
-        *lines, last = data.split(b"\n")
-        for line in lines:
-            self._take(line, found)
-            if not self._skips and self._rest.strip():
-                found.append(parse(bytes(self._rest)))
-            self._rest.clear()
-            self._skips = False
-        self._take(last, found)
+        start = at = 0
+        while at < len(data):
+            if self._escaped:
+                self._escaped = False
+                at += data[at] != _NEWLINE
+                continue
+            match = _TOKEN.search(data, at)
+            if match is None:
+                break
+            at = match.end()
+            if self._ends(match[0]):
+                self._take(data[start:at], found)
+                if not self._skips and self._rest.strip():
+                    found.append(parse(bytes(self._rest)))
+                self._begin()
+                start = at
+        self._take(data[start:], found)
         return found
+
+    def _ends(self, token: bytes) -> bool:
+        """Whether the request ends with this token."""
+        if token == b"\n":
+            return True
+        if token == b'"':
+            self._in_string = not self._in_string
+        elif token == b"\\":
+            self._escaped = self._in_string
+        elif not self._in_string:
+            self._depth += 1 if token in b"{[" else -1
+            return self._depth <= 0
+        return False
 
     def _take(self, part: bytes, found: list[Request]) -> None:
         if self._skips:
             return
-        if len(self._rest) + len(part) < MAX_LINE:
+        if len(self._rest) + len(part) <= MAX_LINE:
             self._rest += part
             return
         self._rest.clear()
         self._skips = True
-        found.append(Request(error=QmpError(f"a request is a line of at most {MAX_LINE} bytes")))
+        found.append(Request(error=QmpError(f"a request has at most {MAX_LINE} bytes")))
 
 
 def parse(line: bytes) -> Request:

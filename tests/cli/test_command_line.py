@@ -33,7 +33,8 @@ def test_the_option_names_are_the_contract() -> None:
     def options(parser: object) -> set[str]:
         return set(parser._option_string_actions)  # type: ignore[attr-defined]
 
-    both = {"-h", "--help", "--version", "--ram", "--json", "--keepalive-timeout", "--reconnect-timeout"}
+    both = {"-h", "--help", "--version", "--ram", "--json", "--control"}
+    both |= {"--keepalive-timeout", "--reconnect-timeout"}
     assert options(src.build_parser()) == both | {
         "--to", "--xbzrle-cache-size", "--xbzrle-cache-rule", "--guest-pid", "--pause-cmd", "--resume-cmd",
         "--state-cmd", "--dirty-tracker", "--downtime-limit", "--max-bandwidth", "--switchover-bandwidth",
@@ -102,7 +103,9 @@ def test_each_option_of_the_destination_sets_its_field(options: list[str], field
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["--to", "--ram", "required"]),
+        ([], ["--ram", "required"]),
+        (["--ram", "x"], ["--to", "required", "--control"]),
+        (["--ram", "x", "--control", "/x", "--check"], ["--check", "--to"]),
         (["--to", "192.0.2.7:4444"], ["--ram", "required"]),
         (["--to", "192.0.2.7", "--ram", "x"], ["--to", "HOST:PORT"]),
         ([*SOURCE, "--ram", "b="], ["--ram", "no path"]),

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from migrate import __version__
 from migrate.protocol.qmp import (
     MAX_LINE,
-    LineReader,
     QmpError,
     Request,
+    RequestReader,
     Session,
     event,
     failure,
@@ -77,7 +77,7 @@ def names(requests: list[Request]) -> list[str]:
 def test_lines_are_cut_wherever_the_bytes_are(rng: random.Random) -> None:
     stream = b"".join(b'{"execute": "%d"}\r\n' % number for number in range(50)) + b"\n \n"
     for _ in range(20):
-        reader, found, at = LineReader(), [], 0
+        reader, found, at = RequestReader(), [], 0
         while at < len(stream):
             step = rng.randint(1, 40)
             found += reader.feed(stream[at : at + step])
@@ -85,20 +85,31 @@ def test_lines_are_cut_wherever_the_bytes_are(rng: random.Random) -> None:
         assert names(found) == [str(number) for number in range(50)]
 
 
+def test_requests_need_no_line_ends_and_a_line_end_ends_nonsense() -> None:
+    text = b'{"execute": "a", "arguments": {"s": "}\\"{[\\\\"}}{"execute": "b"} {"execute": "c"}'
+    for cut in range(len(text)):
+        reader = RequestReader()
+        assert names(reader.feed(text[:cut]) + reader.feed(text[cut:])) == ["a", "b", "c"]
+    for nonsense in (b"{{{[", b'"', b'{"a": "\\', b"]}", b"hello", b"]"):
+        *refused, after = RequestReader().feed(nonsense + b'\n{"execute": "after"}\n')
+        assert after.execute == "after"
+        assert refused and all(request.error is not None for request in refused)
+
+
 def test_the_longest_line_is_read_and_one_byte_more_is_not() -> None:
     def line(length: int) -> bytes:
         head = b'{"execute": "x", "id": "'
-        return head + b"i" * (length - len(head) - 3) + b'"}\n'
+        return head + b"i" * (length - len(head) - 2) + b'"}'
 
     assert len(line(MAX_LINE)) == MAX_LINE
-    assert names(LineReader().feed(line(MAX_LINE))) == ["x"]
-    refused, after = LineReader().feed(line(MAX_LINE + 1) + line(100))
+    assert names(RequestReader().feed(line(MAX_LINE))) == ["x"]
+    refused, after = RequestReader().feed(line(MAX_LINE + 1) + line(100))
     assert refused.error is not None and str(MAX_LINE) in refused.error.desc
     assert after.execute == "x"
 
 
 def test_an_endless_line_is_refused_once_and_keeps_no_memory() -> None:
-    reader = LineReader()
+    reader = RequestReader()
     found = [request for _ in range(100) for request in reader.feed(b"x" * MAX_LINE)]
     assert len(found) == 1
     assert len(reader._rest) < MAX_LINE
@@ -107,7 +118,7 @@ def test_an_endless_line_is_refused_once_and_keeps_no_memory() -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_get_an_answer(data: bytes) -> None:
-    for request in LineReader().feed(data + b"\n"):
+    for request in RequestReader().feed(data + b"\n"):
         json.loads(failure(request, QmpError("x")))
 
 

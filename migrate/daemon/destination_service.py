@@ -1,0 +1,74 @@
+"""The destination under control: the daemon as ever, and a socket on which it can be watched and ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from migrate.config import DestinationConfig
+from migrate.daemon.control_commands import CommandTable, EventRelay, migration_report
+from migrate.daemon.control_socket import ControlSocket
+from migrate.daemon.destination import DestinationDaemon
+from migrate.daemon.reporter import Reporter
+from migrate.daemon.uninterrupted import uninterrupted
+from migrate.errors import MigrateError
+from migrate.protocol.qmp import QmpError
+from migrate.protocol.stats import MigrationStats
+
+
+async def serve_destination(config: DestinationConfig, reporter: Reporter) -> None:
+    """As `migrate.daemon.destination.serve`, with a control socket.
+
+    Raises:
+        MigrateError: also if the socket cannot be there.
+    """
+    await DestinationService(config, reporter).run()
+
+
+class DestinationService:
+    """Commands on one side, the daemon on the other."""
+
+    def __init__(self, config: DestinationConfig, reporter: Reporter) -> None:
+        assert config.control is not None
+        self._path = config.control
+        table = CommandTable(
+            "destination",
+            {
+                "query-status": self._query_status,
+                "query-migrate": self._query_migrate,
+                "migrate_cancel": self._cancel,
+                "quit": self._quit,
+            },
+        )
+        self._socket = ControlSocket(config.control, table.execute)
+        self._reporter = EventRelay(reporter, self._socket.event)
+        self._daemon = DestinationDaemon(config, self._reporter)
+
+    async def run(self) -> None:
+        """Serve. Raises MigrateError."""
+        await self._socket.open()
+        try:
+            self._reporter.event("control", path=str(self._path))
+            await self._daemon.run()
+        finally:
+            await uninterrupted(self._socket.close())
+
+    def _query_status(self, _: Mapping[str, object]) -> object:
+        running = self._daemon.incoming is None and self._daemon.last_outcome == "completed"
+        return {"running": running, "status": "running" if running else "inmigrate"}
+
+    def _query_migrate(self, _: Mapping[str, object]) -> object:
+        incoming = self._daemon.incoming
+        stats: MigrationStats | None = self._daemon.last_stats if incoming is None else incoming.stats
+        error: MigrateError | None = self._daemon.last_error if incoming is None else None
+        return migration_report(stats, time.monotonic(), over=incoming is None, error=error)
+
+    def _cancel(self, _: Mapping[str, object]) -> object:
+        incoming = self._daemon.incoming
+        if incoming is not None and not incoming.cancel("cancelled over the control socket"):
+            raise QmpError("too late to cancel: the guest is this host's")
+        return {}
+
+    def _quit(self, _: Mapping[str, object]) -> object:
+        self._daemon.quit("the program was ended over the control socket")
+        return {}

@@ -1,0 +1,130 @@
+"""Both daemons driven over their control sockets by QEMU's own client, unmodified."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qemu.qmp import ExecuteError, QMPClient
+
+from bench.lab import Lab, Program
+
+OVER = {"completed", "failed", "cancelled"}
+
+
+class Operator:
+    """One client, and every event it was sent."""
+
+    def __init__(self, client: QMPClient) -> None:
+        self.client = client
+
+    async def ask(self, command: str, **arguments: object) -> Any:
+        """A command's value; `_` in an argument's name reads as `-`."""
+        given = {name.replace("_", "-"): value for name, value in arguments.items()}
+        return await self.client.execute(command, given or None)
+
+    async def event(self, name: str, **data: object) -> dict[str, Any]:
+        """The next event of that name with these data; the ones before it are dropped."""
+        seen = []
+        try:
+            async with asyncio.timeout(20):
+                async for event in self.client.events:
+                    if event["event"] == name and data.items() <= event["data"].items():
+                        assert event["timestamp"].keys() == {"seconds", "microseconds"}
+                        return dict(event["data"])
+                    seen.append((event["event"], event["data"]))
+        except TimeoutError:
+            pass
+        raise AssertionError(f"no event {name} {data}; there were {seen}")
+
+    async def end(self) -> str:
+        """How the migration ends."""
+        while True:
+            status = (await self.event("MIGRATION"))["status"]
+            if status in OVER:
+                return str(status)
+
+
+@contextlib.asynccontextmanager
+async def operator(path: Path) -> AsyncIterator[Operator]:
+    """A client that is connected and has negotiated."""
+    client = QMPClient("test")
+    await client.connect(str(path))
+    try:
+        yield Operator(client)
+    finally:
+        with contextlib.suppress(EOFError):  # how it tells that the daemon, asked to quit, has closed first
+            await client.disconnect()
+
+
+def idle_source(lab: Lab, guest: Program, path: Path, *options: str) -> Program:
+    """A source that waits for `migrate`."""
+    ram = [f"--ram={name}={file}" for name, file in lab.source_ram.items()]
+    source = lab.run("migrate-src", *ram, f"--guest-pid={guest.pid}", f"--control={path}", *options)
+    source.wait_event("control")
+    return source
+
+
+def port_of(destination: Program) -> int:
+    return int(destination.wait_event("listening")["port"])
+
+
+async def test_start_watch_change_cancel_and_retry(lab: Lab, shm_dir: Path) -> None:
+    guest = lab.start_guest()
+    destination = lab.start_destination(f"--control={shm_dir / 'dst'}")
+    uri = f"tcp:127.0.0.1:{port_of(destination)}"
+    source = idle_source(lab, guest, shm_dir / "src", "--max-bandwidth=4M")
+    async with operator(shm_dir / "src") as src, operator(shm_dir / "dst") as dst:
+        assert (await src.ask("query-migrate"))["status"] == "none"
+        assert await src.ask("query-status") == {"running": True, "status": "running"}
+        assert await dst.ask("query-status") == {"running": False, "status": "inmigrate"}
+
+        with socket.socket() as unused:  # nobody listens there: it fails, and may be begun again
+            unused.bind(("127.0.0.1", 0))
+            await src.ask("migrate", uri=f"tcp:127.0.0.1:{unused.getsockname()[1]}")
+            assert await src.end() == "failed"
+        failed = await src.ask("query-migrate")
+        assert failed["status"] == "failed" and "Connection refused" in failed["error-desc"]
+
+        await src.ask("migrate", uri=uri)
+        await src.event("MIGRATION", status="active")
+        await src.event("MIGRATION_PASS", **{"pass": 1})
+        with pytest.raises(ExecuteError, match="under way already"):
+            await src.ask("migrate", uri=uri)
+        report = await src.ask("query-migrate")
+        assert report["status"] == "active" and report["ram"]["total"] == 16 << 20
+        assert report["ram"]["dirty-sync-count"] == 1 and report["expected-downtime"] > 0
+        await dst.event("MIGRATION", status="active")
+        assert (await dst.ask("query-migrate"))["status"] == "active"
+        await src.ask("migrate_cancel")
+        assert await src.end() == "cancelled"
+        assert await dst.end() == "cancelled"
+        assert (await src.ask("query-migrate"))["error-desc"].startswith("cancelled")
+        assert not lab.is_stopped(guest)
+
+        await src.ask("migrate-set-parameters", max_bandwidth=0, downtime_limit=2000, max_rounds=99)
+        assert await src.ask("query-migrate-parameters") == {
+            "downtime-limit": 2000, "max-bandwidth": 0, "avail-switchover-bandwidth": 0, "max-rounds": 99,
+        }  # fmt: skip
+        await src.ask("migrate", uri=uri)
+        assert await src.end() == "completed"
+        assert await dst.end() == "completed"
+        report = await src.ask("query-migrate")
+        assert report["status"] == "completed" and report["downtime"] > 0 and "error-desc" not in report
+        assert (await src.ask("query-status"))["status"] == "postmigrate"
+        assert await dst.ask("query-status") == {"running": True, "status": "running"}
+        with pytest.raises(ExecuteError, match="handed over"):
+            await src.ask("migrate", uri=uri)
+        await src.ask("quit")
+        await dst.ask("quit")
+        assert await asyncio.to_thread(source.wait) == 0, source.story()
+        assert await asyncio.to_thread(destination.wait) == 0, destination.story()
+    assert not (shm_dir / "src").exists() and not (shm_dir / "dst").exists()
+    lab.end_arrived_guest()
+    lab.check_guest(lab.destination_ram)
+    lab.check_witness()
