@@ -19,14 +19,14 @@ DEFAULT_BLOCK_NAME = "pc.ram"
 MIB = 1 << 20
 
 CacheRule = Literal["default", "qemu"]
-DirtyTrackerName = Literal["auto", "scan", "stop"]
+DirtyTrackerName = Literal["auto", "log", "wp", "scan", "stop"]
 TimeoutAction = Literal["cancel", "pause"]
 SourceAfter = Literal["keep", "kill"]
 VerifyLevel = Literal["stream", "ram", "full"]
 Compression = Literal["none", "zlib"]
 
 CACHE_RULES: tuple[CacheRule, ...] = ("default", "qemu")
-DIRTY_TRACKERS: tuple[DirtyTrackerName, ...] = ("auto", "scan", "stop")
+DIRTY_TRACKERS: tuple[DirtyTrackerName, ...] = ("auto", "log", "wp", "scan", "stop")
 TIMEOUT_ACTIONS: tuple[TimeoutAction, ...] = ("cancel", "pause")
 SOURCE_AFTERS: tuple[SourceAfter, ...] = ("keep", "kill")
 COMPRESSIONS: tuple[Compression, ...] = ("none", "zlib")
@@ -108,6 +108,8 @@ class SourceConfig:
     resume_cmd: str | None = None
     state_cmd: str | None = None
     dirty_tracker: DirtyTrackerName = "auto"
+    dirty_log: tuple[RamSpec, ...] = ()
+    """For each block the bitmap in which the emulator marks what it wrote; empty: it does not."""
     downtime_limit_ms: int = 300
     max_bandwidth: int = 0
     """0: unlimited."""
@@ -174,6 +176,7 @@ def validate_source(config: SourceConfig) -> None:
         raise UsageError("--ram: name at least one RAM file")
     _check_blocks(config.ram)
     _check_member("--dirty-tracker", config.dirty_tracker, DIRTY_TRACKERS)
+    _check_dirty_log(config)
     _check_member("--timeout-action", config.timeout_action, TIMEOUT_ACTIONS)
     _check_member("--source-after", config.source_after, SOURCE_AFTERS)
     _check_member("--verify", config.verify, VERIFY_LEVELS)
@@ -219,6 +222,21 @@ def _check_blocks(ram: tuple[RamSpec, ...]) -> None:
     path, count = Counter(spec.path for spec in ram).most_common(1)[0] if ram else (Path(), 0)
     if count > 1:
         raise UsageError(f"--ram: {path} is given for {count} blocks; every block has a file of its own")
+
+
+def _check_dirty_log(config: SourceConfig) -> None:
+    logs, blocks = sorted(spec.name for spec in config.dirty_log), sorted(spec.name for spec in config.ram)
+    if not logs:
+        if config.dirty_tracker == "log":
+            raise UsageError("--dirty-tracker log needs --dirty-log: the bitmap that the emulator sets")
+        return
+    if config.dirty_tracker not in ("auto", "log"):
+        raise UsageError(f"--dirty-log and --dirty-tracker {config.dirty_tracker} exclude each other")
+    if logs != blocks:
+        raise UsageError(
+            f"--dirty-log is given for {', '.join(map(repr, logs))}, --ram for"
+            f" {', '.join(map(repr, blocks))}: each block needs one log, --dirty-log NAME=PATH"
+        )
 
 
 def _check_guest_control(config: SourceConfig) -> None:

@@ -122,7 +122,17 @@ def _add_convergence_options(parser: argparse.ArgumentParser) -> None:
         "--dirty-tracker",
         choices=config.DIRTY_TRACKERS,
         default="auto",
-        help="how changed pages are found; auto chooses and says why (default: %(default)s)",
+        help="how changed pages are found; auto takes the best of log, wp and scan that is possible and says "
+        "why (default: %(default)s)",
+    )
+    group.add_argument(
+        "--dirty-log",
+        type=typed(RamSpec.parse),
+        action="append",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="file or memfd in which the emulator sets a bit for every 4096 bytes that it wrote (u64 words, "
+        "little-endian, set atomically after the write); for each --ram one",
     )
     group.add_argument(
         "--verify",
@@ -190,7 +200,7 @@ def _add_lane_options(parser: argparse.ArgumentParser) -> None:
 def make_config(arguments: argparse.Namespace) -> SourceConfig:
     """The configuration of parsed arguments. Raises UsageError."""
     fields = vars(arguments)
-    return SourceConfig(**{**fields, "ram": tuple(fields["ram"])})
+    return SourceConfig(**{**fields, "ram": tuple(fields["ram"]), "dirty_log": tuple(fields["dirty_log"])})
 
 
 def start(config: SourceConfig, reporter: Reporter) -> Coroutine[object, object, None]:

@@ -19,6 +19,7 @@ from migrate.daemon.lane_sender import LaneSender
 from migrate.daemon.preflight import check_items
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.source_work import SourceWork
+from migrate.daemon.trackers import make_tracker
 from migrate.daemon.uninterrupted import uninterrupted
 from migrate.errors import GuestError, MigrateError, as_error
 from migrate.protocol import actions as a
@@ -28,7 +29,6 @@ from migrate.protocol.schema import Message
 from migrate.protocol.source import SourceMachine
 from migrate.protocol.source_states import SourceState
 from migrate.ram.image import RamImage
-from migrate.ram.trackers import choose
 
 TICK_SECONDS = 0.05
 PROGRESS_SECONDS = 0.25
@@ -95,12 +95,11 @@ async def migrate(config: SourceConfig, reporter: Reporter, watcher: SourceWatch
         guest = make_guest(config, environment)
         stack.callback(guest.close)
         await guest.probe()
-        tracker, reasons = choose(config.dirty_tracker)
-        stack.callback(tracker.close)
+        tracker, reasons = make_tracker(config, image, stack)
         reporter.event("tracker", name=tracker.name, reasons=reasons, promise=tracker.describe())
         machine = SourceMachine(hello, config, image, tracker.live)
         machine.stats.dirty_tracker = tracker.name
-        work = SourceWork(config, hello.migration.hex(), image, guest, tracker, machine)
+        work = SourceWork(config, hello.migration.hex(), image, guest, tracker, machine, reporter)
         daemon = SourceDaemon(config, reporter, machine, work, guest, watcher)
         if watcher is not None:
             watcher.begun(daemon)

@@ -14,6 +14,7 @@ from migrate.config import SourceConfig
 from migrate.daemon.device_state import StateDirectory
 from migrate.daemon.guest import GuestControl
 from migrate.daemon.hooks import hook_environment, run_hook
+from migrate.daemon.reporter import Reporter
 from migrate.errors import CancelledMigration, GuestError, MigrateError, VerifyError
 from migrate.protocol.source import SourceMachine
 from migrate.protocol.source_rounds import HarvestResult
@@ -37,6 +38,7 @@ class SourceWork:
         guest: GuestControl,
         tracker: DirtyTracker,
         machine: SourceMachine,
+        reporter: Reporter,
     ) -> None:
         self._config = config
         self._migration = migration
@@ -44,6 +46,8 @@ class SourceWork:
         self._guest = guest
         self._tracker = tracker
         self._machine = machine
+        self._reporter = reporter
+        self._told_fault: str | None = None
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -52,7 +56,9 @@ class SourceWork:
 
     async def start_tracker(self) -> HarvestResult:
         """Start tracking, and only then look which pages are not holes (design 2, Order at the start)."""
-        return await asyncio.to_thread(self._start_tracker)
+        result = await asyncio.to_thread(self._start_tracker)
+        self._tell_fault()
+        return result
 
     def _start_tracker(self) -> HarvestResult:
         began = time.monotonic()
@@ -63,13 +69,15 @@ class SourceWork:
 
     async def harvest(self, stopped: bool) -> HarvestResult:
         """Fetch and clear what is dirty. Raises RamError."""
-        return await asyncio.to_thread(self._harvest, stopped)
+        result = await asyncio.to_thread(self._harvest, stopped)
+        self._tell_fault()
+        return result
 
     def _harvest(self, stopped: bool) -> HarvestResult:
         began = time.monotonic()
         dirty = DirtyBitmap(self._image.layout.total_pages)
         found = self._tracker.collect(dirty, stopped=stopped, stop=self._stop)
-        return HarvestResult(dirty, found.dirty_pages, found.seconds, began)
+        return HarvestResult(dirty, found.dirty_pages, found.seconds, began, found.compare_seconds)
 
     async def collect_state(self) -> list[tuple[str, bytes]]:
         """Run --state-cmd; the pieces of device state it made. Raises GuestError."""
@@ -90,10 +98,11 @@ class SourceWork:
     async def confirm(self, ram: bool) -> MigrateError | None:
         """After the last copy: the guest still stands and, with `ram`, RAM still is what was sent.
 
-        Every page is read once more, whatever the tracker: it costs what a harvest costs, while the
-        destination verifies.
+        A tracker that is told of writes says which pages could differ; otherwise, and with `--verify full`,
+        every page is read once more: it costs what a harvest costs, while the destination verifies.
         """
-        differing = await asyncio.to_thread(self._differing) if ram else 0
+        differing = await asyncio.to_thread(self._second_look) if ram else 0
+        self._tell_fault()
         if not await self._guest.still_paused():
             return GuestError("somebody resumed the guest during the pause", side="source")
         if differing:
@@ -125,6 +134,17 @@ class SourceWork:
             except MigrateError as error:
                 return error
         return problem
+
+    def _second_look(self) -> int:
+        found = None if self._config.verify == "full" else self._tracker.differing()
+        return self._differing() if found is None else found
+
+    def _tell_fault(self) -> None:
+        """Say once that the tracker works in another way now."""
+        fault = self._tracker.fault
+        if fault is not None and fault != self._told_fault:
+            self._told_fault = fault
+            self._reporter.event("warning", message=fault)
 
     def _differing(self) -> int:
         try:

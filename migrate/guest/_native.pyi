@@ -76,3 +76,6 @@ class Guest:
 
 def catch_sigbus() -> None:
     """From now on SIGBUS (truncated RAM file, full file system) ends the process: a message, code 9."""
+
+def offer_tracking() -> int:
+    """A new userfaultfd of this process: who gets hold of it can track what is written. OSError: refused."""

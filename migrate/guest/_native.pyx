@@ -2,6 +2,7 @@
 """Thin shell over guest.h: checks what it is given, drops the GIL, calls one C function."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
+from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -77,6 +78,7 @@ cdef extern from "guest.h" nogil:
     int guest_recover(guest *g)
     int guest_run(guest *g, uint64_t until_ns)
     int guest_catch_sigbus()
+    int guest_offer_tracking()
 
 
 guest_make_weights()
@@ -246,3 +248,10 @@ cdef class Guest:
 def catch_sigbus():
     if guest_catch_sigbus() != 0:
         raise OSError("SIGBUS cannot be caught")
+
+
+def offer_tracking():
+    cdef int fd = guest_offer_tracking()
+    if fd < 0:
+        raise OSError(errno, os.strerror(errno))
+    return fd

@@ -173,5 +173,7 @@ int guest_run(struct guest *g, uint64_t until_ns);
 
 /* A truncated RAM file or a full file system shows as SIGBUS: say so and end with exit code 9. */
 int guest_catch_sigbus(void);
+/* An open userfaultfd of this process, or -1 with errno: who gets hold of it can track what is written here. */
+int guest_offer_tracking(void);
 
 #endif

@@ -8,6 +8,7 @@ SIGSTOP may come at any instruction and SIGCONT goes on as if nothing had been.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from migrate.errors import MigrateError, RamError, VerifyError
-from migrate.guest._native import Guest, catch_sigbus
+from migrate.guest._native import Guest, catch_sigbus, offer_tracking
 from migrate.guest.checker import describe_fault, native_model, require_readable_state
 from migrate.guest.ram_files import RamFiles
 from migrate.guest.witness import line_prefix
@@ -68,6 +69,10 @@ def run_guest(files: RamFiles, options: RunOptions, on_ready: Callable[[int], No
     state = require_readable_state(files)
     catch_sigbus()
     with ExitStack() as stack:
+        with contextlib.suppress(
+            OSError
+        ):  # this kernel or its rules do not have it; whoever asks will say so
+            stack.callback(os.close, offer_tracking())
         ended_by = stack.enter_context(_signals())
         witness = _open_witness(options.witness, stack)
         maps = files.map()

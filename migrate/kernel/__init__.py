@@ -45,13 +45,19 @@ bitmap_select = _kernel.bitmap_select
 bitmap_set_pages = _kernel.bitmap_set_pages
 bitmap_set_range = _kernel.bitmap_set_range
 crc32c = _kernel.crc32c
+data_pages = _kernel.data_pages
 digest_range = _kernel.digest_range
 fill = _kernel.fill
 is_zero = _kernel.is_zero
 max_records = _kernel.max_records
+probe_write_tracking = _kernel.probe_write_tracking
 root = _kernel.root
 scan = _kernel.scan
+scan_pages = _kernel.scan_pages
 set_digests = _kernel.set_digests
+take_log = _kernel.take_log
+track_writes = _kernel.track_writes
+written_pages = _kernel.written_pages
 xbzrle_decode = _kernel.xbzrle_decode
 xbzrle_encode = _kernel.xbzrle_encode
 zero_range = _kernel.zero_range
@@ -76,13 +82,19 @@ __all__ = [
     "bitmap_set_pages",
     "bitmap_set_range",
     "crc32c",
+    "data_pages",
     "digest_range",
     "fill",
     "is_zero",
     "max_records",
+    "probe_write_tracking",
     "root",
     "scan",
+    "scan_pages",
     "set_digests",
+    "take_log",
+    "track_writes",
+    "written_pages",
     "xbzrle_decode",
     "xbzrle_encode",
     "zero_range",

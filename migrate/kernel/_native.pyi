@@ -19,6 +19,7 @@ it that nobody changes the same bits, digests or cache meanwhile (a lane owns it
 """
 
 from collections.abc import Sequence
+from mmap import mmap
 
 from migrate.kernel.results import ApplyResult, FillResult, RamBlock
 
@@ -224,6 +225,45 @@ def digest_range(ram: Ram, keys: Keys, first: int, count: int, out: bytearray | 
 def zero_range(keys: Keys, digests: bytearray, first: int, count: int, dirty: bytearray) -> int:
     """Set the dirty bit of each page whose digest is not that of zeros (the range is a hole now). Returns how
     many."""
+
+def scan_pages(
+    ram: Ram,
+    keys: Keys,
+    digests: bytearray,
+    first: int,
+    count: int,
+    suspects: bytearray,
+    dirty: bytearray,
+) -> int:
+    """`scan` of those pages of the range whose bit is set in `suspects`. Returns how many differ."""
+
+def data_pages(ram: Ram, first: int, count: int, bitmap: bytearray) -> None:
+    """Set the bit of every page of the range (of one block) that is no hole. RamError: the search failed."""
+
+def written_pages(
+    pagemap: int, start: int, length: int, window: int, origin: int, page_size: int, bitmap: bytearray
+) -> None:
+    """Fetch and clear, atomically a page, what was written through a mapping (PAGEMAP_SCAN, LMT 2.1).
+
+    pagemap: open descriptor of /proc/PID/pagemap. start, length: the addresses, in bytes. origin: place of
+    the first of them in page space, in bytes. window: 0, or scan in pieces of that many bytes: below 2 MiB
+    it splits huge pages. Adds the bits of all pages touched. OSError: what was fetched so far is in
+    `bitmap`, the rest is unknown; EPERM: the range is not registered for asynchronous write protection.
+    ValueError: the range leaves the bitmap."""
+
+def probe_write_tracking() -> None:
+    """Try it in this process: does a store show up? OSError: no, with the reason."""
+
+def track_writes(userfaultfd: int, start: int, length: int) -> None:
+    """Have a userfaultfd, of whatever process, watch writes to a range of its owner's addresses. OSError."""
+
+def take_log(log: mmap | bytearray, length: int, page_size: int, first: int, bitmap: bytearray) -> int:
+    """Fetch and clear, atomically by words, the log of `length` bytes of RAM that begin with page `first`.
+
+    log: one bit for 4096 bytes, u64 little-endian words in memory that the emulator shares. Adds the bits of
+    all pages touched; returns how many bits of the log were set, those beyond `length` not counted.
+    ValueError: the log is too short or not aligned to 8 bytes, `first` is no multiple of 64, or `length` is
+    not whole pages."""
 
 def root(keys: Keys, digests: bytearray, first: int, count: int) -> int:
     """sum(term(p, digests[p])) over the pages of the range."""

@@ -251,5 +251,28 @@ enum mk_status mk_digest_range(
     struct mk_error *error);
 uint64_t mk_zero_range(
     const struct mk_keys *keys, const uint8_t *digests, uint64_t first, uint64_t count, uint8_t *dirty);
+/* mk_scan of those pages of the range whose bit is set in `suspects`. */
+enum mk_status mk_scan_pages(
+    const struct mk_ram *ram, const struct mk_keys *keys, const uint8_t *digests, uint64_t first,
+    uint64_t count, const uint8_t *suspects, uint8_t *dirty, uint64_t *differing, struct mk_error *error);
+/* Set the bits of the pages of the block that are no holes, all of it in one block. */
+enum mk_status mk_data_pages(
+    const struct mk_ram *ram, uint64_t first, uint64_t count, uint8_t *bitmap, struct mk_error *error);
+
+/* ---- what a guest wrote: all return 0 or an errno ------------------------------------------------------- */
+
+/* Fetch and clear, atomically, what was written in `length` bytes of addresses from `start` on; `origin` is
+ * the place of the first of them in page space, in bytes. `window`: 0, or scan in pieces of so many bytes. */
+int mk_written_pages(
+    int pagemap, uint64_t start, uint64_t length, uint64_t window, uint64_t origin, unsigned shift,
+    uint8_t *bitmap);
+/* Does a store show up? Tried on two pages of our own. */
+int mk_probe_write_tracking(void);
+/* Have a userfaultfd watch writes to a range of its owner's addresses. */
+int mk_track_writes(int uffd, uint64_t start, uint64_t length);
+
+/* Fetch and clear the bits of a log, one for 4096 bytes, that belongs to `length` bytes of RAM beginning with
+ * page `first`, a multiple of 64; `log` is aligned to 8 bytes. Returns how many were set. */
+uint64_t mk_take_log(uint8_t *log, uint64_t length, unsigned page_shift, uint64_t first, uint8_t *bitmap);
 
 #endif

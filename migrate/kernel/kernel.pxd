@@ -136,3 +136,12 @@ cdef extern from "kernel.h" nogil:
     mk_status mk_digest_range(const mk_ram *ram, const mk_keys *keys, uint64_t first, uint64_t count, uint8_t *out,
                               mk_error *error)
     uint64_t mk_zero_range(const mk_keys *keys, const uint8_t *digests, uint64_t first, uint64_t count, uint8_t *dirty)
+    mk_status mk_scan_pages(const mk_ram *ram, const mk_keys *keys, const uint8_t *digests, uint64_t first,
+                            uint64_t count, const uint8_t *suspects, uint8_t *dirty, uint64_t *differing,
+                            mk_error *error)
+    mk_status mk_data_pages(const mk_ram *ram, uint64_t first, uint64_t count, uint8_t *bitmap, mk_error *error)
+    int mk_written_pages(int pagemap, uint64_t start, uint64_t length, uint64_t window, uint64_t origin,
+                         unsigned shift, uint8_t *bitmap)
+    int mk_probe_write_tracking()
+    int mk_track_writes(int uffd, uint64_t start, uint64_t length)
+    uint64_t mk_take_log(uint8_t *log, uint64_t length, unsigned page_shift, uint64_t first, uint8_t *bitmap)

@@ -1,5 +1,8 @@
 /* Reading RAM to compare or to learn its digests. */
+#define _GNU_SOURCE
+#include <errno.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "internal.h"
 
@@ -85,4 +88,59 @@ uint64_t mk_zero_range(
         differing++;
     }
     return differing;
+}
+
+enum mk_status mk_scan_pages(
+    const struct mk_ram *ram, const struct mk_keys *keys, const uint8_t *digests, uint64_t first,
+    uint64_t count, const uint8_t *suspects, uint8_t *dirty, uint64_t *differing, struct mk_error *error)
+{
+    struct visitor visitor = {.page = mark_if_differing, .digests = digests, .target = dirty};
+    enum mk_status status = MK_OK;
+    uint64_t end = first + count;
+    uint64_t page = mk_bitmap_next(suspects, NULL, first, end);
+    while (page < end && status == MK_OK) {
+        uint64_t stop = page + 1;
+        while (stop < end && bit_is_set(suspects, stop))
+            stop++;
+        status = visit(ram, keys, page, stop - page, &visitor, error);
+        page = mk_bitmap_next(suspects, NULL, stop, end);
+    }
+    *differing = visitor.differing;
+    return status;
+}
+
+enum mk_status mk_data_pages(
+    const struct mk_ram *ram, uint64_t first, uint64_t count, uint8_t *bitmap, struct mk_error *error)
+{
+    size_t block = mk_ram_find(ram, first, count);
+    if (count == 0)
+        return MK_OK;
+    int fd = ram->blocks[block].fd;
+    uint64_t base = first - ram->blocks[block].first_page;
+    uint64_t page = base, end = base + count;
+    while (page < end) {
+        off_t data = lseek(fd, (off_t)(page << ram->page_shift), SEEK_DATA);
+        if (data < 0 && errno == ENXIO)
+            break; /* nothing but a hole up to the end */
+        off_t hole = data < 0 ? data : lseek(fd, data, SEEK_HOLE);
+        if (hole < 0) {
+            *error = (struct mk_error){
+                .status = MK_RAM,
+                .what = "searching for holes failed",
+                .block = block,
+                .at = page << ram->page_shift,
+                .sys = errno,
+            };
+            return MK_RAM;
+        }
+        uint64_t from = (uint64_t)data >> ram->page_shift;
+        uint64_t to = ((uint64_t)hole + ram->page_size - 1) >> ram->page_shift;
+        if (from >= end)
+            break;
+        to = to <= from ? from + 1 : to; /* punched between the two looks: get further all the same */
+        to = to > end ? end : to;
+        mk_bitmap_set_range(bitmap, first - base + from, to - from);
+        page = to;
+    }
+    return MK_OK;
 }

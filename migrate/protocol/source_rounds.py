@@ -30,6 +30,8 @@ class HarvestResult:
     seconds: float
     began: float
     """When the fetching began, monotonic."""
+    compare_seconds: float = 0.0
+    """What a harvest in the pause would cost on top: pages that may change unreported are compared there."""
 
 
 class SourceRounds:

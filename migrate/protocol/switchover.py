@@ -85,7 +85,7 @@ class SwitchoverPolicy:
         """
         stopped = self._stopped_harvest
         if stopped is None:
-            stopped = harvest.seconds * STOPPED_SHARE
+            stopped = harvest.seconds * STOPPED_SHARE + harvest.compare_seconds
         situation = Situation(
             rows=tuple(self._rows),
             pending_pages=pending_pages,

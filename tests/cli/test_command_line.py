@@ -39,7 +39,7 @@ def test_the_option_names_are_the_contract() -> None:
         "--to", "--xbzrle-cache-size", "--xbzrle-cache-rule", "--guest-pid", "--pause-cmd", "--resume-cmd",
         "--state-cmd", "--dirty-tracker", "--downtime-limit", "--max-bandwidth", "--switchover-bandwidth",
         "--max-rounds", "--timeout", "--timeout-action", "--source-after", "--verify", "--check",
-        "--compression", "--lanes",
+        "--compression", "--lanes", "--dirty-log",
     }  # fmt: skip
     assert options(dst.build_parser()) == both | {
         "--listen", "--xbzrle-cache-limit", "--on-prepare", "--on-commit", "--once",

@@ -120,7 +120,7 @@ def test_sources_that_can_work(fields: dict[str, Any]) -> None:
         ({"source_after": "kill"}, ["--source-after", "--guest-pid"]),
         ({"source_after": "kill", "pause_cmd": "p", "resume_cmd": "r"}, ["--source-after", "--guest-pid"]),
         ({"source_after": "destroy"}, ["--source-after", "keep, kill"]),
-        ({"dirty_tracker": "magic"}, ["--dirty-tracker", "auto, scan, stop"]),
+        ({"dirty_tracker": "magic"}, ["--dirty-tracker", "auto, log, wp, scan, stop"]),
         ({"timeout_action": "pray"}, ["--timeout-action"]),
         ({"verify": "none"}, ["--verify"]),
         ({"xbzrle_cache_rule": "lru"}, ["--xbzrle-cache-rule"]),

@@ -70,5 +70,5 @@ def test_the_choice_and_its_reasons(requested: str, name: str) -> None:
 
 
 def test_no_other_tracker_can_be_asked_for() -> None:
-    with pytest.raises(UsageError, match="auto, scan, stop"):
-        choose("wp")
+    with pytest.raises(UsageError, match="auto, log, wp, scan, stop"):
+        choose("magic")

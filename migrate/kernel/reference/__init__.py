@@ -18,7 +18,16 @@ from migrate.kernel.reference.cache import PageCache
 from migrate.kernel.reference.digest import Keys, crc32c, is_zero
 from migrate.kernel.reference.fill import fill
 from migrate.kernel.reference.ram import Ram
-from migrate.kernel.reference.scan import digest_range, root, scan, set_digests, zero_range
+from migrate.kernel.reference.scan import (
+    data_pages,
+    digest_range,
+    root,
+    scan,
+    scan_pages,
+    set_digests,
+    zero_range,
+)
+from migrate.kernel.reference.tracking import probe_write_tracking, take_log, track_writes, written_pages
 from migrate.kernel.reference.wire import max_records
 from migrate.kernel.reference.xbzrle import xbzrle_decode, xbzrle_encode
 from migrate.kernel.results import RamBlock
@@ -40,13 +49,19 @@ __all__ = [
     "bitmap_set_pages",
     "bitmap_set_range",
     "crc32c",
+    "data_pages",
     "digest_range",
     "fill",
     "is_zero",
     "max_records",
+    "probe_write_tracking",
     "root",
     "scan",
+    "scan_pages",
     "set_digests",
+    "take_log",
+    "track_writes",
+    "written_pages",
     "xbzrle_decode",
     "xbzrle_encode",
     "zero_range",

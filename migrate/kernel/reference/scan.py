@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
+from migrate.errors import RamError
 from migrate.kernel.reference.arguments import check_bitmap, check_digests, check_same_page_size
-from migrate.kernel.reference.bitmap import bitmap_set_range
+from migrate.kernel.reference.bitmap import bitmap_pages, bitmap_set_range
 from migrate.kernel.reference.digest import MASK128, Keys, get_digest, put_digest
 from migrate.kernel.reference.ram import Ram
 
@@ -66,3 +70,32 @@ def set_digests(digests: bytearray, first: int, count: int, digest: int) -> None
     """Write one digest to a range of the array. Raises ValueError: it leaves the array."""
     check_digests(digests, first, count)
     digests[16 * first : 16 * (first + count)] = digest.to_bytes(16, "little") * count
+
+
+def scan_pages(
+    ram: Ram, keys: Keys, digests: bytearray, first: int, count: int, suspects: bytearray, dirty: bytearray
+) -> int:
+    """`scan` of those pages of the range whose bit is set in `suspects`. Returns how many differ."""
+    ram.require_range(first, count)
+    check_bitmap(suspects, first + count)
+    chosen = [page for page in bitmap_pages(suspects, first) if page < first + count]
+    return sum(scan(ram, keys, digests, page, 1, dirty) for page in chosen)
+
+
+def data_pages(ram: Ram, first: int, count: int, bitmap: bytearray) -> None:
+    """Set the bit of every page of the range (of one block) that is no hole. Raises RamError."""
+    ram.require_range(first, count)
+    check_bitmap(bitmap, first + count)
+    if not count:
+        return
+    block = ram.require_block(first)
+    for page in range(first, first + count):
+        offset = (page - block.first_page) * ram.page_size
+        try:
+            data = os.lseek(block.fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise RamError(f"searching for holes failed: {error.strerror}") from error
+        if data < offset + ram.page_size:
+            bitmap_set_range(bitmap, page, 1)

@@ -17,6 +17,8 @@ class CollectStats(NamedTuple):
     seconds: float
     pages_read: int
     dirty_pages: int
+    compare_seconds: float = 0.0
+    """What a collect in the pause would cost on top of these seconds."""
 
 
 class DirtyTracker(abc.ABC):
@@ -33,6 +35,8 @@ class DirtyTracker(abc.ABC):
     """True: exactly the pages that differ; False: these and perhaps others."""
     live: ClassVar[bool] = True
     """False: it knows nothing while the guest runs, so that there are no live rounds."""
+    fault: str | None = None
+    """Why it does its work in another way now, for a person; set once."""
 
     @abc.abstractmethod
     def describe(self) -> str:
@@ -64,6 +68,13 @@ class DirtyTracker(abc.ABC):
             RamError: RAM cannot be read.
             CancelledMigration: `stop` was set.
         """
+
+    def differing(self) -> int | None:
+        """After the last copy, the guest stopped: how many pages are not what was sent, for all it knows.
+
+        What differs will be reported. None: any page may, all of RAM must be read. Raises RamError.
+        """
+        return None
 
     def sent(self, pages: DirtyBitmap) -> None:  # noqa: B027 - most trackers need not know
         """These pages went into the stream."""

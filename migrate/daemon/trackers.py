@@ -1,0 +1,59 @@
+"""The dirty tracker of one migration, with the descriptors that it needs of the guest."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+from migrate.config import SourceConfig
+from migrate.daemon.guest_memory import GuestMemory
+from migrate.errors import RamError
+from migrate.ram.image import RamImage
+from migrate.ram.trackers import DirtyTracker, LogTracker, Offer, WpTracker, choose
+
+
+def make_tracker(config: SourceConfig, image: RamImage, stack: ExitStack) -> tuple[DirtyTracker, list[str]]:
+    """The tracker and the reasons for it; what it holds is closed with the stack.
+
+    Raises:
+        RamError: a log cannot be opened.
+        UsageError, RefusedError: see `choose`.
+    """
+    offers = []
+    if config.dirty_tracker in ("auto", "log"):
+        offers.append(_log(config, stack))
+    if config.dirty_tracker == "wp" or (config.dirty_tracker == "auto" and not config.dirty_log):
+        offers.append(_wp(config, image, stack))
+    tracker, reasons = choose(config.dirty_tracker, offers)
+    stack.callback(tracker.close)
+    return tracker, reasons
+
+
+def _log(config: SourceConfig, stack: ExitStack) -> Offer:
+    if not config.dirty_log:
+        return Offer("log", None, "no --dirty-log was given")
+    fds = {}
+    for spec in config.dirty_log:
+        try:
+            fds[spec.name] = os.open(spec.path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise RamError(
+                f"the dirty log {spec.path} cannot be opened: {error.strerror}",
+                side="source",
+                hint="--dirty-log names the bitmap that the emulator sets for this block",
+            ) from error
+        stack.callback(os.close, fds[spec.name])
+    return Offer(
+        "log", LogTracker(fds), f"the emulator marks {', '.join(str(s.path) for s in config.dirty_log)}"
+    )
+
+
+def _wp(config: SourceConfig, image: RamImage, stack: ExitStack) -> Offer:
+    if config.guest_pid is None:
+        return Offer("wp", None, "no --guest-pid was given")
+    try:
+        memory = GuestMemory(config.guest_pid, image)
+    except OSError as error:
+        return Offer("wp", None, error.strerror or str(error))
+    stack.callback(memory.close)
+    return Offer("wp", WpTracker(memory), f"process {config.guest_pid} offers a userfaultfd")
