@@ -5,7 +5,8 @@
      ├─ RefusedError             3   the peer, or the pre-flight, said no before anything moved
      ├─ NetworkError             4   peer unreachable, silent or gone for longer than allowed
      ├─ ProtocolError            5   the peer sent bytes that the protocol forbids
-     │   └─ RecordError              the same, inside a batch of RAM records (rule, offset)
+     │   ├─ RecordError              the same, inside a batch of RAM records (rule, offset)
+     │   └─ StreamError              the same, in a QEMU stream (rule, offset)
      ├─ GuestError               6   the guest could not be paused or resumed, or died
      ├─ NotConvergedError        7   the rest never fitted into the allowed pause
      ├─ VerifyError              8   the two RAMs were not equal
@@ -92,6 +93,20 @@ class RecordError(ProtocolError):
 
     def __reduce__(self) -> tuple[type[RecordError], tuple[str, int, str]]:
         return type(self), (self.rule, self.offset, self.message)
+
+
+class StreamError(ProtocolError):
+    """A QEMU migration stream, or a recorded one, is illegal or holds what is not read here.
+
+    Attributes:
+        rule: short name of the violated rule, stable for tests and tools ("footer", "truncated" …).
+        offset: byte offset in the stream of what breaks it.
+    """
+
+    def __init__(self, rule: str, offset: int, message: str) -> None:
+        super().__init__(f"{message} (rule {rule}, at byte {offset:#x} of the stream)")
+        self.rule = rule
+        self.offset = offset
 
 
 class GuestError(MigrateError):

@@ -11,7 +11,15 @@ import os
 from typing import TYPE_CHECKING
 
 from migrate.errors import UsageError
-from migrate.kernel.results import STAGE_BULK, STAGE_LAST, STAGE_ROUND, ApplyResult, FillResult, RamBlock
+from migrate.kernel.results import (
+    STAGE_BULK,
+    STAGE_LAST,
+    STAGE_ROUND,
+    ApplyResult,
+    FillResult,
+    RamBlock,
+    WalkResult,
+)
 
 _CHOICE = os.environ.get("MIGRATE_KERNEL", "native")
 
@@ -58,6 +66,7 @@ set_digests = _kernel.set_digests
 take_log = _kernel.take_log
 track_writes = _kernel.track_writes
 written_pages = _kernel.written_pages
+walk = _kernel.walk
 xbzrle_decode = _kernel.xbzrle_decode
 xbzrle_encode = _kernel.xbzrle_encode
 zero_range = _kernel.zero_range
@@ -73,6 +82,7 @@ __all__ = [
     "PageCache",
     "Ram",
     "RamBlock",
+    "WalkResult",
     "apply",
     "bitmap_bytes",
     "bitmap_count",
@@ -95,6 +105,7 @@ __all__ = [
     "take_log",
     "track_writes",
     "written_pages",
+    "walk",
     "xbzrle_decode",
     "xbzrle_encode",
     "zero_range",

@@ -21,7 +21,7 @@ it that nobody changes the same bits, digests or cache meanwhile (a lane owns it
 from collections.abc import Sequence
 from mmap import mmap
 
-from migrate.kernel.results import ApplyResult, FillResult, RamBlock
+from migrate.kernel.results import ApplyResult, FillResult, RamBlock, WalkResult
 
 IMPLEMENTATION: str  # "native" or "reference"
 
@@ -297,3 +297,32 @@ def xbzrle_encode(old: bytes, new: bytes, limit: int, gap: int) -> bytes | None:
 def xbzrle_decode(delta: bytes, page: bytearray) -> int:
     """Apply a delta in place, return the end of the last change. ValueError: undecodable (section 3.4);
     the page is then unchanged."""
+
+def walk(
+    ram: Ram,
+    body: bytes | bytearray | memoryview,
+    block: int | None,
+    content: bytearray,
+    counts: bytearray | memoryview,
+    apply: bool,
+    listing: bytearray | None = None,
+) -> WalkResult:
+    """Destination of a real QEMU: go through records of a RAM section, from a record's first byte on.
+
+    Stops behind the last whole record of `body`, behind an EOS or MULTIFD_FLUSH (whatever their offset bits
+    and CONTINUE say), or when `listing` is full. With `apply` records land in RAM as they come: PAGE and ZERO
+    replace the page, XBZRLE changes what RAM holds (there is no cache). RAM begins zeroed, and nobody else
+    writes it: `content` (a bitmap, at first empty) says which pages are not zero; a page that stays zero is
+    not touched. Without `apply` no file is touched and a page that got a delta counts as not zero.
+
+    `block`: the block that CONTINUE means, None before any was named; the number is its place in ascending
+    first_page. `counts`: u64 (native order) for each block and each of WALK_COUNTERS, added to. `listing`:
+    one row WALK_LISTED for each page record.
+
+    Raises RecordError; offset is that of the record's first byte, and the records before it have landed.
+    Checked in this order: "hook", "compress-page", "unknown-flags", "no-block" or "unknown-block" (empty
+    names too), "bad-offset"; ZERO: "zero-fill"; XBZRLE: "xbzrle-encoding", "xbzrle-length" (above page_size),
+    "xbzrle-delta" (undecodable; length 0 is legal and changes nothing). RamError: reading or writing failed,
+    or the file is shorter than its block. ValueError: `content` is too small, `counts` of another size,
+    `listing` smaller than a row, no such block.
+    """

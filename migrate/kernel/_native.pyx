@@ -13,7 +13,7 @@ from libc.string cimport memcmp, memcpy
 from migrate.kernel.kernel cimport *
 
 from migrate.errors import RamError, RecordError, VerifyError
-from migrate.kernel.results import ApplyResult, FillResult, RamBlock
+from migrate.kernel.results import ApplyResult, FillResult, RamBlock, WalkResult
 
 IMPLEMENTATION = "native"
 
@@ -22,3 +22,4 @@ include "native_pages.pxi"
 include "native_batches.pxi"
 include "native_bitmaps.pxi"
 include "native_tracking.pxi"
+include "native_walk.pxi"

@@ -11,9 +11,12 @@
 enum {
     RECORD_ZERO = 0x002,
     RECORD_PAGE = 0x008,
+    RECORD_EOS = 0x010,
     RECORD_CONTINUE = 0x020,
     RECORD_XBZRLE = 0x040,
     RECORD_HOOK = 0x080,
+    RECORD_COMPRESSED = 0x100,
+    RECORD_FLUSH = 0x200,
     RECORD_HEADER = 8,
     XBZRLE_ENCODING = 1,
     XBZRLE_HEADER = 3, /* u8 encoding, be16 length */

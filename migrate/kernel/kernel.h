@@ -92,6 +92,8 @@ int mk_xbzrle_encode(
     const uint8_t *old, const uint8_t *new, size_t length, uint8_t *out, size_t limit, size_t gap);
 /* Returns the end of the last change, -1 if undecodable: then the page may have been changed in part. */
 int64_t mk_xbzrle_decode(const uint8_t *delta, size_t delta_length, uint8_t *page, size_t length);
+/* Returns how many runs of changes a delta has, -1 if mk_xbzrle_decode would refuse it. */
+int64_t mk_xbzrle_runs(const uint8_t *delta, size_t delta_length, size_t length);
 
 /* ---- digests ------------------------------------------------------------------------------------------- */
 
@@ -241,6 +243,50 @@ struct mk_applied {
 };
 
 enum mk_status mk_apply(const struct mk_apply *request, struct mk_applied *result, struct mk_error *error);
+
+/* ---- RAM sections of a real QEMU ----------------------------------------------------------------------- */
+
+/* Counters of one block, in this order. */
+enum mk_walk_counter {
+    MK_WALK_ZERO,
+    MK_WALK_ZERO_AGAIN,
+    MK_WALK_NORMAL,
+    MK_WALK_XBZRLE,
+    MK_WALK_XBZRLE_RUNS,
+    MK_WALK_XBZRLE_BYTES,
+    MK_WALK_NAMED,
+    MK_WALK_CONTINUED,
+    MK_WALK_COUNTERS,
+};
+
+enum mk_walk_stop { MK_WALK_MORE, MK_WALK_EOS, MK_WALK_FLUSH };
+
+struct mk_listed {
+    uint64_t at, offset;
+    uint32_t block;
+    uint16_t type, length;
+};
+
+struct mk_walk {
+    const struct mk_ram *ram;
+    const uint8_t *body;
+    size_t length;
+    size_t block; /* the block named last, block_count before that */
+    uint8_t *content; /* bitmap: pages that are not zero */
+    uint64_t *counts; /* MK_WALK_COUNTERS a block, added to */
+    bool apply;
+    struct mk_listed *list; /* or NULL */
+    size_t list_room;
+};
+
+struct mk_walked {
+    uint64_t consumed, listed, written;
+    size_t block;
+    enum mk_walk_stop stop;
+};
+
+/* The records before an illegal one have landed. */
+enum mk_status mk_walk(const struct mk_walk *request, struct mk_walked *result, struct mk_error *error);
 
 /* first…first+count-1 lie in one block in both. */
 enum mk_status mk_scan(

@@ -96,6 +96,26 @@ cdef extern from "kernel.h" nogil:
     struct mk_applied:
         uint64_t records, zero, normal, xbzrle, written
         mk_u128 root_delta
+    enum:
+        MK_WALK_COUNTERS
+    enum mk_walk_stop:
+        pass
+    struct mk_listed:
+        pass
+    struct mk_walk:
+        const mk_ram *ram
+        const uint8_t *body
+        size_t length
+        size_t block
+        uint8_t *content
+        uint64_t *counts
+        bint apply
+        mk_listed *list
+        size_t list_room
+    struct mk_walked:
+        uint64_t consumed, listed, written
+        size_t block
+        mk_walk_stop stop
 
     uint32_t mk_max_records(uint32_t page_size)
     bint mk_is_zero(const uint8_t *data, size_t length)
@@ -131,6 +151,7 @@ cdef extern from "kernel.h" nogil:
     void mk_cache_touch(mk_cache *cache, int64_t slot, uint32_t round)
     mk_status c_fill "mk_fill"(const mk_fill *request, mk_filled *result, mk_error *error)
     mk_status c_apply "mk_apply"(const mk_apply *request, mk_applied *result, mk_error *error)
+    mk_status c_walk "mk_walk"(const mk_walk *request, mk_walked *result, mk_error *error)
     mk_status mk_scan(const mk_ram *ram, const mk_keys *keys, const uint8_t *digests, uint64_t first, uint64_t count,
                       uint8_t *dirty, uint64_t *differing, mk_error *error)
     mk_status mk_digest_range(const mk_ram *ram, const mk_keys *keys, uint64_t first, uint64_t count, uint8_t *out,

@@ -8,6 +8,23 @@ STAGE_BULK = 1  # first round: everything is sent once
 STAGE_ROUND = 2  # later rounds, the guest runs
 STAGE_LAST = 3  # the guest is stopped
 
+WALK_MORE = 0  # the bytes ended, or the listing is full
+WALK_EOS = 1  # a record EOS: the section ends
+WALK_FLUSH = 2  # a record MULTIFD_FLUSH
+WALK_COUNTERS = (
+    "zero",
+    "zero_again",
+    "normal",
+    "xbzrle",
+    "xbzrle_runs",
+    "xbzrle_bytes",
+    "named",
+    "continued",
+)
+"""What `walk` counts for each block. `zero_again`: on a page that was not zero; `zero`: on all others."""
+WALK_LISTED = "=QQIHH"
+"""A row of a listing: place in the body, offset in the block, block, flags, bytes of delta."""
+
 
 class RamBlock(NamedTuple):
     """One RAM block as the kernel sees it."""
@@ -59,3 +76,17 @@ class ApplyResult(NamedTuple):
     xbzrle: int
     written: int
     """Pages written to RAM; the rest were zero already."""
+
+
+class WalkResult(NamedTuple):
+    """How far `walk` came in the records of a RAM section."""
+
+    consumed: int
+    """Bytes of whole records; what is left is the beginning of the next one."""
+    stop: int
+    """WALK_MORE, WALK_EOS or WALK_FLUSH; the record that stopped is consumed."""
+    block: int | None
+    """Block named last: what CONTINUE means in the next call."""
+    listed: int
+    written: int
+    """Pages written to RAM."""

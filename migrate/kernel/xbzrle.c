@@ -186,3 +186,23 @@ int64_t mk_xbzrle_decode(const uint8_t *delta, size_t delta_length, uint8_t *pag
     }
     return (int64_t)done;
 }
+
+int64_t mk_xbzrle_runs(const uint8_t *delta, size_t delta_length, size_t length)
+{
+    const uint8_t *at = delta, *end = delta + delta_length;
+    size_t done = 0;
+    int64_t runs = 0;
+    for (; at < end; runs++) {
+        size_t skip, run;
+        bool first = at == delta;
+        if (!take_length(&at, end, &skip) || !take_length(&at, end, &run))
+            return -1;
+        if ((skip == 0 && !first) || run == 0)
+            return -1;
+        if (skip > length - done || run > length - done - skip || run > (size_t)(end - at))
+            return -1;
+        done += skip + run;
+        at += run;
+    }
+    return runs;
+}

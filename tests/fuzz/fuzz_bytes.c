@@ -166,6 +166,7 @@ static void fuzz_decode(struct random *random)
         if (length)
             memcpy(page, from, length);
         CHECK(mk_xbzrle_decode(delta, size, page, length) == end);
+        CHECK((mk_xbzrle_runs(delta, size, length) < 0) == (end < 0));
         CHECK(end < 0 || length == 0 || memcmp(page, expected, length) == 0);
     }
     free(page);

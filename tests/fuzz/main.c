@@ -48,6 +48,7 @@ int main(int argc, char **argv)
         fuzz_bytes(&random);
         fuzz_cache(&random);
         fuzz_batches(&random);
+        fuzz_walk(&random);
     } while (counted ? (double)iterations < most : now() - start < most);
     printf("%llu iterations, no fault\n", (unsigned long long)iterations);
     return 0;

@@ -28,6 +28,7 @@ from migrate.kernel.reference.scan import (
     zero_range,
 )
 from migrate.kernel.reference.tracking import probe_write_tracking, take_log, track_writes, written_pages
+from migrate.kernel.reference.walk import walk
 from migrate.kernel.reference.wire import max_records
 from migrate.kernel.reference.xbzrle import xbzrle_decode, xbzrle_encode
 from migrate.kernel.results import RamBlock
@@ -62,6 +63,7 @@ __all__ = [
     "take_log",
     "track_writes",
     "written_pages",
+    "walk",
     "xbzrle_decode",
     "xbzrle_encode",
     "zero_range",

@@ -14,9 +14,12 @@ from migrate.kernel.reference.xbzrle import LONGEST_RUN
 
 ZERO = 0x002
 PAGE = 0x008
+EOS = 0x010
 CONTINUE = 0x020
 XBZRLE = 0x040
 HOOK = 0x080
+COMPRESSED = 0x100
+FLUSH = 0x200
 
 HEADER = struct.Struct(">Q")
 XBZRLE_HEADER = struct.Struct(">BH")

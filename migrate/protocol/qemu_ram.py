@@ -1,0 +1,73 @@
+"""The RAM of a QEMU stream: the blocks it lists, what was counted in each, and where its records land."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from migrate import kernel
+from migrate.kernel.results import WALK_COUNTERS, RamBlock
+from migrate.protocol.qemu_wire import StreamBlock
+from migrate.ram.layout import PageLayout
+
+_WIDTH = len(WALK_COUNTERS)
+
+
+class QemuRam:
+    """Walks the page records of one stream.
+
+    Args:
+        page_size: bytes of a target page.
+        blocks: the stream's list.
+        ram: the same blocks with open files that begin zeroed; None: nothing is written, only looked at.
+
+    Raises:
+        ValueError: a block list that no migration can have.
+    """
+
+    def __init__(self, page_size: int, blocks: Sequence[StreamBlock], ram: kernel.Ram | None) -> None:
+        self.layout = PageLayout(page_size, [(block.name, block.length) for block in blocks])
+        self.written = 0
+        self._apply = ram is not None
+        self._ram = ram or _unopened(self.layout)
+        self._content = bytearray(kernel.bitmap_bytes(self.layout.total_pages))
+        self._counts = bytearray(8 * _WIDTH * len(blocks))
+        self._block: int | None = None
+
+    def walk(self, body: memoryview, listing: bytearray | None = None) -> tuple[int, int, int]:
+        """Take records; returns bytes used, WALK_* and rows listed. Raises RecordError, RamError."""
+        result = kernel.walk(self._ram, body, self._block, self._content, self._counts, self._apply, listing)
+        self._block = result.block
+        self.written += result.written
+        return result.consumed, result.stop, result.listed
+
+    @property
+    def by_block(self) -> dict[str, dict[str, int]]:
+        """The counters of each block (`WALK_COUNTERS`)."""
+        numbers = memoryview(self._counts).cast("Q").tolist()
+        rows = (numbers[at : at + _WIDTH] for at in range(0, len(numbers), _WIDTH))
+        return {
+            block.name: dict(zip(WALK_COUNTERS, row, strict=True))
+            for block, row in zip(self.layout.blocks, rows, strict=True)
+        }
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """The counters over all blocks."""
+        numbers = memoryview(self._counts).cast("Q")
+        return {name: sum(numbers[at::_WIDTH].tolist()) for at, name in enumerate(WALK_COUNTERS)}
+
+
+def kernel_ram(layout: PageLayout, descriptors: Mapping[str, int]) -> kernel.Ram:
+    """The blocks for kernel calls, with an open file each."""
+    return kernel.Ram(
+        layout.page_size,
+        layout.stripe_pages,
+        [
+            RamBlock(block.name.encode(), descriptors[block.name], block.first_page, block.pages)
+            for block in layout.blocks
+        ],
+    )
+
+
+def _unopened(layout: PageLayout) -> kernel.Ram:
+    return kernel_ram(layout, dict.fromkeys((block.name for block in layout.blocks), 0))

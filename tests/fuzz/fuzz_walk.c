@@ -1,0 +1,145 @@
+/* RAM sections of a hostile QEMU: never a byte read or written outside, and pieces give what the whole gives. */
+#define _GNU_SOURCE /* memfd_create */
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "common.h"
+
+enum { PAGE = 1024, PAGES = 20, BLOCKS = 2, BODY = 16 << 10, LIST = 24 };
+
+struct state {
+    struct mk_ram ram;
+    uint8_t content[16];
+    uint64_t counts[BLOCKS * MK_WALK_COUNTERS];
+};
+
+static void state_init(struct state *state)
+{
+    struct mk_block blocks[BLOCKS] = {
+        {.first_page = 0, .pages = PAGES, .name_length = 1, .name = "a"},
+        {.first_page = 64, .pages = PAGES / 2, .name_length = 2, .name = "bb"},
+    };
+    bool no_memory;
+    for (size_t i = 0; i < BLOCKS; i++) {
+        blocks[i].fd = memfd_create("fuzz", 0);
+        CHECK(blocks[i].fd >= 0);
+        CHECK(ftruncate(blocks[i].fd, (off_t)(blocks[i].pages * PAGE)) == 0);
+    }
+    memset(state, 0, sizeof *state);
+    CHECK(mk_ram_init(&state->ram, PAGE, 64, blocks, BLOCKS, &no_memory) == NULL);
+    CHECK(!no_memory);
+}
+
+static void state_free(struct state *state)
+{
+    for (size_t i = 0; i < BLOCKS; i++)
+        close(state->ram.blocks[i].fd);
+    mk_ram_free(&state->ram);
+}
+
+/* Mostly legal records, and anything. */
+static size_t make_body(struct random *random, uint8_t *to)
+{
+    static const uint16_t types[] = {0x02, 0x02, 0x08, 0x40, 0x40, 0x40, 0x10, 0x200, 0x80, 0x100, 0x04};
+    size_t length = 0;
+    while (length + 2 * PAGE < BODY && !one_in(random, 40)) {
+        unsigned type = types[below(random, one_in(random, 10) ? 11 : 6)];
+        bool named = length == 0 || one_in(random, 4);
+        uint64_t word = below(random, PAGES + one_in(random, 60)) * PAGE | type | (named ? 0 : 0x20);
+        for (int shift = 56; shift >= 0; shift -= 8)
+            to[length++] = (uint8_t)(word >> shift);
+        if (type == 0x10 || type == 0x200)
+            continue;
+        if (named) {
+            bool second = word / PAGE < PAGES / 2 && one_in(random, 2);
+            memcpy(to + length, second ? "\2bb" : "\1a", second ? 3 : 2);
+            length += second ? 3 : 2;
+        }
+        if (type == 0x02) {
+            to[length++] = one_in(random, 100);
+        } else if (type == 0x08) {
+            if (one_in(random, 4))
+                memset(to + length, 0, PAGE);
+            else
+                random_bytes(random, to + length, PAGE);
+            length += PAGE;
+        } else {
+            uint8_t run = (uint8_t)(1 + below(random, 100));
+            to[length++] = 1;
+            to[length++] = 0;
+            to[length++] = (uint8_t)(run + 2);
+            to[length++] = (uint8_t)below(random, 128);
+            to[length++] = run;
+            random_bytes(random, to + length, run);
+            length += run;
+        }
+    }
+    if (one_in(random, 3))
+        to[below(random, length)] ^= (uint8_t)(1u << below(random, 8));
+    return length;
+}
+
+/* Walks all of it in pieces of at most `piece` new bytes; returns where it came to rest. */
+static enum mk_status walk_all(
+    struct random *random, struct state *state, const uint8_t *body, size_t length, size_t piece, bool list,
+    uint64_t *rest)
+{
+    size_t at = 0, fed = 0, block = BLOCKS;
+    for (;;) {
+        struct mk_listed *rows = list ? exactly(LIST * sizeof *rows) : NULL;
+        uint8_t *tight = exactly(fed - at);
+        struct mk_error error;
+        struct mk_walked done;
+        memcpy(tight, body + at, fed - at);
+        struct mk_walk walk = {
+            .ram = &state->ram, .body = tight, .length = fed - at, .block = block, .content = state->content,
+            .counts = state->counts, .apply = !list, .list = rows, .list_room = list ? LIST : 0,
+        };
+        enum mk_status status = mk_walk(&walk, &done, &error);
+        CHECK(status == MK_OK || (status == MK_RECORD && error.at < fed - at));
+        CHECK(done.consumed <= fed - at && done.listed <= LIST && done.block <= BLOCKS);
+        free(tight);
+        free(rows);
+        at += done.consumed;
+        block = done.block;
+        *rest = at;
+        if (status != MK_OK)
+            return status;
+        if (done.consumed == 0) {
+            if (fed == length)
+                return MK_OK;
+            size_t more = 1 + below(random, piece);
+            fed = more < length - fed ? fed + more : length;
+        }
+    }
+}
+
+void fuzz_walk(struct random *random)
+{
+    uint8_t *body = exactly(BODY);
+    size_t length = make_body(random, body);
+    struct state whole, pieces, listed;
+    uint64_t ends[3];
+    state_init(&whole);
+    state_init(&pieces);
+    state_init(&listed);
+    enum mk_status status = walk_all(random, &whole, body, length, length, false, &ends[0]);
+    CHECK(walk_all(random, &pieces, body, length, 300, false, &ends[1]) == status);
+    CHECK(walk_all(random, &listed, body, length, length, true, &ends[2]) == status);
+    CHECK(memcmp(whole.counts, pieces.counts, sizeof whole.counts) == 0);
+    CHECK(memcmp(whole.content, pieces.content, sizeof whole.content) == 0);
+    for (size_t i = 0; i < BLOCKS; i++) {
+        uint8_t a[PAGES * PAGE] = {0}, b[PAGES * PAGE] = {0};
+        CHECK(pread(whole.ram.blocks[i].fd, a, sizeof a, 0) == pread(pieces.ram.blocks[i].fd, b, sizeof b, 0));
+        CHECK(memcmp(a, b, sizeof a) == 0);
+        for (uint64_t page = 0; page < whole.ram.blocks[i].pages; page++) {
+            uint64_t number = whole.ram.blocks[i].first_page + page;
+            bool held = whole.content[number / 8] >> number % 8 & 1;
+            CHECK(held == !mk_is_zero(a + page * PAGE, PAGE));
+        }
+    }
+    state_free(&whole);
+    state_free(&pieces);
+    state_free(&listed);
+    free(body);
+}

@@ -1,0 +1,224 @@
+"""`walk`: RAM sections of a real QEMU, on both kernels."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kernel_support import LAYOUT
+
+from migrate.errors import RamError, RecordError
+from migrate.kernel import _native, reference
+from migrate.kernel.results import WALK_COUNTERS, WALK_EOS, WALK_FLUSH, WALK_LISTED, WALK_MORE, RamBlock
+
+PAGE = 1024
+EOS = (0x10).to_bytes(8, "big")
+
+
+def record(flags: int, offset: int, payload: bytes = b"", name: bytes | None = None) -> bytes:
+    """One record; without a name it says CONTINUE."""
+    word = offset | flags | (0x20 if name is None else 0)
+    return word.to_bytes(8, "big") + (b"" if name is None else bytes([len(name)]) + name) + payload
+
+
+def zero(offset: int, name: bytes | None = None) -> bytes:
+    return record(2, offset, b"\0", name)
+
+
+def page(offset: int, content: bytes, name: bytes | None = None) -> bytes:
+    return record(8, offset, content, name)
+
+
+def delta(offset: int, encoded: bytes, name: bytes | None = None) -> bytes:
+    return record(0x40, offset, b"\1" + len(encoded).to_bytes(2, "big") + encoded, name)
+
+
+class Walker:
+    """RAM over memory files, and the state between calls."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.fds = [os.memfd_create("migrate-test") for _ in LAYOUT]
+        blocks = []
+        for fd, (name, first, pages) in zip(self.fds, LAYOUT, strict=True):
+            os.ftruncate(fd, pages * PAGE)
+            blocks.append(RamBlock(name, fd, first, pages))
+        self.ram = kernel.Ram(PAGE, 64, blocks)
+        self.content = bytearray(kernel.bitmap_bytes(self.ram.total_pages))
+        self.counts = bytearray(8 * len(WALK_COUNTERS) * len(LAYOUT))
+        self.block: int | None = None
+
+    def walk(self, body: bytes, *, apply: bool = True, listing: bytearray | None = None) -> Any:
+        result = self.kernel.walk(self.ram, body, self.block, self.content, self.counts, apply, listing)
+        self.block = result.block
+        return result
+
+    def count(self, name: str) -> int:
+        return sum(memoryview(self.counts).cast("Q")[WALK_COUNTERS.index(name) :: len(WALK_COUNTERS)])
+
+    def read(self, block: int, offset: int) -> bytes:
+        return os.pread(self.fds[block], PAGE, offset)
+
+    def everything(self) -> tuple[object, ...]:
+        rams = [os.pread(fd, 1 << 20, 0) for fd in self.fds]
+        return rams, bytes(self.content), bytes(self.counts), self.block
+
+
+@pytest.fixture
+def walker(kernel: Any) -> Iterator[Walker]:
+    made = Walker(kernel)
+    yield made
+    for fd in made.fds:
+        os.close(fd)
+
+
+A, B = bytes([1]) * PAGE, bytes([2]) * PAGE
+
+
+def test_records_land_in_order_and_deltas_change_what_ram_holds(walker: Walker) -> None:
+    body = b"".join(
+        [
+            page(0, A, b"pc.ram"),
+            page(PAGE, B),
+            delta(0, b"\2\2\7\7"),
+            page(2 * PAGE, A, b"vga.vram"),
+            zero(2 * PAGE),
+            zero(3 * PAGE),
+            delta(4 * PAGE, b"\0\1\5"),
+            EOS,
+        ]
+    )
+    result = walker.walk(body + b"rest")
+    assert (result.consumed, result.stop, result.block) == (len(body), WALK_EOS, 1)
+    assert walker.read(0, 0) == A[:2] + b"\7\7" + A[4:]
+    assert walker.read(0, PAGE) == B
+    assert walker.read(1, 2 * PAGE) == bytes(PAGE)
+    assert walker.read(1, 4 * PAGE) == b"\5" + bytes(PAGE - 1)
+    counted = {name: walker.count(name) for name in WALK_COUNTERS}
+    assert counted == {
+        "zero": 1,
+        "zero_again": 1,
+        "normal": 3,
+        "xbzrle": 2,
+        "xbzrle_runs": 2,
+        "xbzrle_bytes": 7,
+        "named": 2,
+        "continued": 5,
+    }
+
+
+def test_a_zero_page_that_is_zero_is_not_touched(walker: Walker) -> None:
+    os.ftruncate(walker.fds[0], 0)  # a write to such a file is refused
+    assert walker.walk(zero(0, b"pc.ram") + page(PAGE, bytes(PAGE))).written == 0
+    with pytest.raises(RamError, match=r"pc\.ram"):
+        walker.walk(page(0, A))
+
+
+def test_a_record_cut_anywhere_waits_for_the_rest(walker: Walker) -> None:
+    one = page(0, A, b"pc.ram")
+    body = one + delta(0, b"\1\1\7")
+    for end in range(len(body) - 1):
+        walker.block = None
+        result = walker.walk(body[:end])
+        assert (result.consumed, result.stop) == (0 if end < len(one) else len(one), WALK_MORE)
+
+
+def test_flush_stops_the_walk(walker: Walker) -> None:
+    result = walker.walk((0x220).to_bytes(8, "big") + EOS)
+    assert (result.consumed, result.stop) == (8, WALK_FLUSH)
+
+
+BAD = {
+    "hook": record(0x80, 0),
+    "compress-page": record(0x100, 0),
+    "unknown-flags": record(0x0A, 0),
+    "no-block": zero(0),
+    "unknown-block": zero(0, b"pc.rom"),
+    "bad-offset": zero(100 * PAGE, b"pc.ram"),
+    "zero-fill": record(2, 0, b"\1", b"pc.ram"),
+    "xbzrle-encoding": record(0x40, 0, b"\2\0\0", b"pc.ram"),
+    "xbzrle-length": record(0x40, 0, b"\1\4\1", b"pc.ram"),
+    "xbzrle-delta": delta(0, b"\5", b"pc.ram"),
+}
+
+
+@pytest.mark.parametrize("rule", BAD)
+@pytest.mark.parametrize("apply", [True, False])
+def test_an_illegal_record_is_refused_where_it_begins(walker: Walker, rule: str, apply: bool) -> None:
+    good = page(0, A, b"pc.ram") if rule != "no-block" else b""
+    with pytest.raises(RecordError) as caught:
+        walker.walk(good + BAD[rule], apply=apply)
+    assert (caught.value.rule, caught.value.offset) == (rule, len(good))
+    assert walker.read(0, 0) == (A if apply and good else bytes(PAGE)), "what came before it lands"
+
+
+def test_the_listing_stops_when_it_is_full(walker: Walker) -> None:
+    row = struct.calcsize(WALK_LISTED)
+    body = page(0, A, b"pc.ram") + delta(PAGE, b"\0\1\5") + zero(2 * PAGE)
+    listing = bytearray(2 * row)
+    result = walker.walk(body, apply=False, listing=listing)
+    assert (result.listed, result.consumed) == (2, len(body) - 9)
+    rows = list(struct.iter_unpack(WALK_LISTED, listing))
+    assert rows == [(0, 0, 0, 8, 0), (15 + PAGE, PAGE, 0, 0x60, 3)]
+    assert walker.read(0, 0) == bytes(PAGE)
+
+
+def test_arguments_that_do_not_fit(walker: Walker) -> None:
+    for change in (
+        {"content": bytearray(8)},
+        {"counts": bytearray(8)},
+        {"block": 3},
+        {"listing": bytearray(3)},
+    ):
+        arguments: dict[str, Any] = {
+            "body": b"",
+            "block": None,
+            "content": walker.content,
+            "counts": walker.counts,
+            "apply": True,
+        }
+        with pytest.raises(ValueError):
+            walker.kernel.walk(walker.ram, **(arguments | change))
+
+
+def random_body(rng: random.Random) -> bytes:
+    parts = [zero(0, b"pc.ram")]
+    for _ in range(rng.randrange(40)):
+        name = rng.choice([None, None, b"pc.ram", b"vga.vram"])
+        offset = rng.randrange(30) * PAGE
+        run = rng.randrange(1, 60)
+        parts.append(
+            rng.choice(
+                [
+                    zero(offset, name),
+                    page(offset, rng.choice([A, B, bytes(PAGE), rng.randbytes(PAGE)]), name),
+                    delta(offset, bytes([rng.randrange(99), run]) + rng.randbytes(run), name),
+                ]
+            )
+        )
+    body = bytearray(b"".join(parts) + EOS)
+    if rng.random() < 0.3:
+        body[rng.randrange(len(body))] ^= 1 << rng.randrange(8)
+    return bytes(body)
+
+
+def test_both_kernels_do_the_same(rng: random.Random) -> None:
+    for _ in range(150):
+        body = random_body(rng)
+        apply = rng.random() < 0.7
+        outcomes = []
+        for module in (_native, reference):
+            walker = Walker(module)
+            try:
+                outcome: object = walker.walk(body, apply=apply)
+                outcomes.append((tuple(outcome), walker.everything()))  # type: ignore[call-overload]
+            except RecordError as error:
+                outcomes.append(((error.rule, error.offset), walker.everything()))
+            finally:
+                for fd in walker.fds:
+                    os.close(fd)
+        assert outcomes[0] == outcomes[1]

@@ -1,0 +1,128 @@
+"""The captured streams with their ground truth, and a reader of our own on top of them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import lzma
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from migrate import kernel
+from migrate.protocol.qemu_container import QemuStreamReader
+from migrate.protocol.qemu_ram import QemuRam, kernel_ram
+from migrate.protocol.qemu_wire import Command, Configuration, Section, StreamBlock
+from migrate.ram.layout import PageLayout
+
+SHARED = Path(os.environ.get("MIGRATE_SHARED", Path(__file__).parents[2].parent / "shared"))
+STREAMS = SHARED / "qemu-streams"
+
+PRECOPY = [
+    f"{name}-q{version}"
+    for name in (
+        "kvm-xbzrle",
+        "pc-xbzrle",
+        "return-path",
+        "rounds",
+        "stopped",
+        "throttled",
+        "xbzrle-edges",
+        "xbzrle-large-cache",
+        "xbzrle-small-cache",
+    )
+    for version in ("7.2", "10.0")
+] + ["no-zero-detection-q10.0", "one-block-q7.2"]
+IGNORE_SHARED = ["ignore-shared-q7.2", "ignore-shared-q10.0"]
+POSTCOPY = ["postcopy-q7.2", "postcopy-q10.0"]
+MULTIFD = ["multifd-q7.2", "multifd-q10.0", "multifd-pc-q10.0"]
+
+
+@functools.cache
+def stream(name: str) -> bytes:
+    """The main channel."""
+    return lzma.decompress((STREAMS / name / "stream.xz").read_bytes())
+
+
+@functools.cache
+def meta(name: str) -> dict[str, Any]:
+    """What is known about a capture."""
+    found: dict[str, Any] = json.loads((STREAMS / name / "meta.json").read_text())
+    return found
+
+
+@functools.cache
+def truth(name: str) -> dict[str, bytes]:
+    """What each RAM block must hold afterwards."""
+    folder = STREAMS / name
+    found = {"mem": lzma.decompress((folder / "ram.xz").read_bytes())}
+    for path in folder.glob("block-*.xz"):
+        found[path.name.removeprefix("block-").removesuffix(".xz")] = lzma.decompress(path.read_bytes())
+    return found
+
+
+class Receiver:
+    """Takes a stream into memfds; a context manager."""
+
+    def __init__(self, *, apply: bool = True, postcopy: bool = False) -> None:
+        self.reader = QemuStreamReader(self, postcopy=postcopy)
+        self.configuration: Configuration | None = None
+        self.commands: list[tuple[Command, bytes]] = []
+        self.counts: Counter[str] = Counter()
+        self.flushes = 0
+        self.ram: QemuRam | None = None
+        self.files: dict[str, int] = {}
+        self._apply = apply
+
+    def __enter__(self) -> Receiver:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        for fd in self.files.values():
+            os.close(fd)
+
+    def configured(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+
+    def command(self, command: Command, payload: bytes) -> None:
+        self.commands.append((command, payload))
+
+    def section(self, section: Section, offset: int) -> None:
+        del offset
+        self.counts[section.name.lower()] += 1
+
+    def blocks(self, blocks: Sequence[StreamBlock]) -> None:
+        assert self.configuration is not None
+        layout = PageLayout(self.configuration.page_size, [(block.name, block.length) for block in blocks])
+        ram: kernel.Ram | None = None
+        if self._apply:
+            for block in blocks:
+                self.files[block.name] = fd = os.memfd_create("migrate-test")
+                os.truncate(fd, block.length)
+            ram = kernel_ram(layout, self.files)
+        self.ram = QemuRam(layout.page_size, blocks, ram)
+
+    def records(self, body: memoryview, offset: int) -> tuple[int, int]:
+        del offset
+        assert self.ram is not None
+        used, stop, _ = self.ram.walk(body)
+        self.counts["eos"] += stop == 1
+        return used, stop
+
+    def multifd_flush(self, offset: int) -> None:
+        del offset
+        self.flushes += 1
+
+    def take(self, data: bytes, pieces: Sequence[int] = ()) -> Mapping[str, bytes]:
+        """Feed it, cut at `pieces`, to its end; returns what RAM holds then."""
+        at = 0
+        for end in (*pieces, len(data)):
+            self.reader.feed(data[at:end])
+            at = end
+        self.reader.close()
+        return self.content()
+
+    def content(self) -> dict[str, bytes]:
+        return {name: os.pread(fd, os.fstat(fd).st_size, 0) for name, fd in self.files.items()}
