@@ -40,6 +40,10 @@ class QemuRam:
         self.written += result.written
         return result.consumed, result.stop, result.listed
 
+    def forget_block(self) -> None:
+        """The next record must name its block (a batch of the native protocol begins)."""
+        self._block = None
+
     @property
     def by_block(self) -> dict[str, dict[str, int]]:
         """The counters of each block (`WALK_COUNTERS`)."""

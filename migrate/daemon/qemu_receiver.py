@@ -1,0 +1,138 @@
+"""Takes a QEMU stream into RAM files and a folder; where its bytes come from is the caller's business."""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from migrate.config import RamSpec
+from migrate.errors import StreamError
+from migrate.protocol.qemu_container import QemuStreamReader
+from migrate.protocol.qemu_ram import QemuRam
+from migrate.protocol.qemu_wire import Command, Configuration, Section, StreamBlock
+from migrate.ram import checkpoint
+from migrate.ram.image import RamImage
+
+OnCommand = Callable[[Command, bytes], None]
+
+
+class QemuReceiver:
+    """One stream on its way into files. `close` must be called, whatever happens.
+
+    Args:
+        specs: where blocks go by name.
+        directory: where the others go, and device state and statistics; None: nowhere.
+        on_command: gets every command of the stream.
+        postcopy: go on into postcopy (for recorded streams).
+
+    Attributes:
+        migration: an id made here; QEMU has none.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[RamSpec],
+        directory: Path | None,
+        *,
+        on_command: OnCommand | None = None,
+        postcopy: bool = False,
+    ) -> None:
+        self.migration = secrets.token_hex(16)
+        self._reader = QemuStreamReader(self, postcopy=postcopy)
+        self._specs = specs
+        self._directory = directory
+        self._on_command = on_command
+        self._configuration = Configuration("")
+        self._image: RamImage | None = None
+        self._ram: QemuRam | None = None
+        self._sections: Counter[str] = Counter()
+        if directory is not None:
+            checkpoint.make_directory(directory)
+
+    @property
+    def finished(self) -> bool:
+        """All of the stream is here."""
+        return self._reader.finished
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes, RAM straight into its files. Raises StreamError, RamError."""
+        self._reader.feed(data)
+
+    def end_of_input(self) -> None:
+        """No more bytes come. Raises StreamError: the stream is not whole."""
+        self._reader.close()
+
+    def complete(self) -> dict[str, object]:
+        """The stream is whole: write what is not RAM, take the marks off; returns the statistics.
+
+        Raises:
+            RamError: something cannot be written.
+        """
+        assert self._image is not None and self._ram is not None and self.finished
+        counts = self._ram.by_block
+        paths = self._image.paths
+        result: dict[str, object] = {
+            "format": "qemu",
+            "migration": self.migration,
+            "machine": self._configuration.machine,
+            "page_size": self._configuration.page_size,
+            "capabilities": list(self._configuration.capabilities),
+            "uuid": self._configuration.uuid.hex() if self._configuration.uuid else None,
+            "bytes": self._reader.offset,
+            "sections": dict(self._sections),
+            "device_state_bytes": len(self._reader.device_state),
+            "totals": self._ram.totals | {"written": self._ram.written},
+            "blocks": [
+                {
+                    "name": block.name,
+                    "length": block.length,
+                    "file": str(paths[block.name]),
+                    "sha256": checkpoint.digest(paths[block.name]),
+                }
+                | counts[block.name]
+                for block in self._ram.layout.blocks
+            ],
+        }
+        if self._directory is not None:
+            checkpoint.write_results(
+                self._directory, self._reader.device_state, self._reader.description, result
+            )
+        self._image.unmark()
+        return result
+
+    def close(self) -> None:
+        """Let go of the files. What is not complete keeps its marks."""
+        if self._image is not None:
+            self._image.close()
+
+    # --- QemuStreamEvents --------------------------------------------------------------------------------
+
+    def configured(self, configuration: Configuration) -> None:
+        self._configuration = configuration
+
+    def command(self, command: Command, payload: bytes) -> None:
+        if self._on_command is not None:
+            self._on_command(command, payload)
+
+    def section(self, section: Section, offset: int) -> None:
+        del offset
+        self._sections[section.name.lower()] += 1
+
+    def blocks(self, blocks: Sequence[StreamBlock]) -> None:
+        page_size = self._configuration.page_size
+        lengths = {block.name: block.length for block in blocks}
+        specs = checkpoint.places(self._directory, self._specs, list(lengths))
+        self._image = RamImage.open_destination(specs, lengths, page_size)
+        self._image.mark(self.migration)
+        self._ram = QemuRam(page_size, blocks, self._image.kernel_ram)
+
+    def records(self, body: memoryview, offset: int) -> tuple[int, int]:
+        del offset
+        assert self._ram is not None  # the container gives the list of blocks first
+        used, stop, _ = self._ram.walk(body)
+        return used, stop
+
+    def multifd_flush(self, offset: int) -> None:
+        raise StreamError("multifd", offset, "pages travel in multifd channels, which are not taken here")
