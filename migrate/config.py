@@ -149,6 +149,8 @@ class DestinationConfig:
     ram: tuple[RamSpec, ...] = ()
     xbzrle_cache_limit: int = 256 * MIB
     """What a source may ask for at most; 0: no XBZRLE."""
+    output_dir: Path | None = None
+    """Of a QEMU's stream: RAM blocks without a file in `ram`, device state, statistics."""
     on_prepare: str | None = None
     on_commit: str | None = None
     once: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Coroutine, Sequence
+from pathlib import Path
 
 from migrate import config
 from migrate.cli.arguments import (
@@ -51,6 +52,13 @@ def build_parser() -> ArgumentParser:
         action="store_true",
         help="end after one migration, whether it succeeds or not; refused ones do not count",
     )
+    parser.add_argument_group("from a real QEMU (`migrate tcp:HOST:PORT` in its monitor)").add_argument(
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        help="take a QEMU's stream; its RAM blocks that have no --ram go there as NAME.ram ('/' in a name is "
+        "%%2F), with device-state.bin, vmstate.json and migration.json; the guest stays QEMU's (there: cont)",
+    )
     guest = parser.add_argument_group("guest")
     guest.add_argument(
         "--on-prepare",
@@ -93,8 +101,10 @@ def start(config: DestinationConfig, reporter: Reporter) -> Coroutine[object, ob
 def warnings(config: DestinationConfig) -> list[str]:
     """What works but is seldom meant."""
     found = []
-    if not config.ram:
+    if not config.ram and config.output_dir is None:
         found.append("no --ram: every RAM block of every source will be refused")
+    elif not config.ram:
+        found.append("no --ram: only a QEMU's stream will be taken")
     elif config.on_commit is None:
         found.append(
             "no --on-commit: after the handover the guest belongs to this host, but nothing starts it here"

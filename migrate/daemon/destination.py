@@ -12,6 +12,7 @@ from migrate.config import DestinationConfig
 from migrate.daemon.control_channel import ControlChannel
 from migrate.daemon.incoming import Incoming
 from migrate.daemon.listener import Listener
+from migrate.daemon.qemu_incoming import QemuIncoming
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.uninterrupted import uninterrupted
 from migrate.errors import CancelledMigration, MigrateError, ProtocolError, RamError
@@ -43,7 +44,7 @@ class DestinationDaemon:
         self._config = config
         self._reporter = reporter
         self._listener = Listener(self, reporter, config.keepalive_timeout)
-        self.incoming: Incoming | None = None
+        self.incoming: Incoming | QemuIncoming | None = None
         """The migration under way."""
         self.last_stats: MigrationStats | None = None
         self.last_error: MigrateError | None = None
@@ -120,15 +121,28 @@ class DestinationDaemon:
 
     def lane_came(self, opening: m.LaneOpen, sock: socket.socket) -> None:
         """A lane connection (ListenerEvents)."""
-        if self.incoming is None:
+        if not isinstance(self.incoming, Incoming):
             raise ProtocolError("a lane came, but no migration is under way")
         self.incoming.lane_came(opening, sock)
+
+    def qemu_came(self, head: bytes, sock: socket.socket, peer: str) -> None:
+        """A QEMU's stream (ListenerEvents)."""
+        if self._config.output_dir is None:
+            raise ProtocolError("this is a QEMU migration stream; to take one, start with --output-dir DIR")
+        if self.incoming is not None:
+            raise ProtocolError(f"another migration ({self.incoming.migration}) is under way here")
+        try:
+            self._check_handed_over()
+            self.incoming = QemuIncoming(self._config, self._reporter, sock, head, peer)
+        except RamError as error:
+            raise ProtocolError(f"{error}; {error.hint}" if error.hint else str(error)) from error
+        self._arrived.set()
 
     def hello_came(self, hello: m.Hello, channel: ControlChannel) -> None:
         """A control connection that said hello (ListenerEvents)."""
         current = self.incoming
         answer: m.Accept | m.Reject | None
-        if current is not None and current.migration == hello.migration.hex():
+        if isinstance(current, Incoming) and current.migration == hello.migration.hex():
             answer = current.resume(hello, channel)
         elif hello.resume:
             answer = m.Reject(

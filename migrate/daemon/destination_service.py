@@ -9,6 +9,7 @@ from migrate.config import DestinationConfig
 from migrate.daemon.control_commands import CommandTable, EventRelay, migration_report
 from migrate.daemon.control_socket import ControlSocket
 from migrate.daemon.destination import DestinationDaemon
+from migrate.daemon.qemu_incoming import QemuIncoming
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.uninterrupted import uninterrupted
 from migrate.errors import MigrateError
@@ -59,6 +60,8 @@ class DestinationService:
 
     def _query_migrate(self, _: Mapping[str, object]) -> object:
         incoming = self._daemon.incoming
+        if isinstance(incoming, QemuIncoming):
+            return {"status": "active"}  # its statistics stand in migration.json, once it is stored
         stats: MigrationStats | None = self._daemon.last_stats if incoming is None else incoming.stats
         error: MigrateError | None = self._daemon.last_error if incoming is None else None
         return migration_report(stats, time.monotonic(), over=incoming is None, error=error)

@@ -2,7 +2,8 @@
 
 "MIGRATE" 1   control: the first message must be a hello
 "MIGRATE" 2   lane: one lane-open frame, then batches
-"QEVM", TLS   recognised, and refused by name
+"QEVM" 3      main channel of a QEMU's migration
+TLS, multifd  recognised, and refused by name
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from migrate.daemon.control_channel import ControlChannel
 from migrate.daemon.reporter import Reporter
 from migrate.errors import NetworkError, ProtocolError
 from migrate.protocol import messages as m
+from migrate.protocol import qemu_wire
 from migrate.protocol.schema import Message
 
 MAX_GREETING = 32
@@ -41,6 +43,9 @@ class ListenerEvents(Protocol):
 
     def hello_came(self, hello: m.Hello, channel: ControlChannel) -> None:
         """A control connection that said hello."""
+
+    def qemu_came(self, head: bytes, sock: socket.socket, peer: str) -> None:
+        """A QEMU's stream, blocking; raises ProtocolError if it is not wanted (then it is closed)."""
 
 
 class Listener:
@@ -107,14 +112,14 @@ class Listener:
     async def _greet(self, sock: socket.socket, peer: str) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                await self._tell_apart(sock)
+                await self._tell_apart(sock, peer)
         except TimeoutError:
             message = f"connection from {peer} did not say what it is within {self._timeout:g} s"
             self._reporter.event("warning", message=message)
         except (ProtocolError, OSError, EOFError) as error:
             self._reporter.event("warning", message=f"connection from {peer} refused: {error}")
 
-    async def _tell_apart(self, sock: socket.socket) -> None:
+    async def _tell_apart(self, sock: socket.socket, peer: str) -> None:
         """Read the first bytes and hand the socket on; it is closed here only if nobody took it."""
         taken = False
         try:
@@ -125,6 +130,10 @@ class Listener:
             elif preface == m.PREFACE_CONTROL:
                 taken = True
                 await self._greet_control(sock)
+            elif preface.startswith(qemu_wire.MAGIC):
+                sock.setblocking(True)
+                self._events.qemu_came(preface, sock, peer)
+                taken = True
             else:
                 raise ProtocolError(_unknown(preface))
         finally:
@@ -192,8 +201,10 @@ async def _receive(sock: socket.socket, count: int) -> bytes:
 
 
 def _unknown(preface: bytes) -> str:
-    if preface.startswith(b"QEVM"):
-        return "this is a QEMU migration stream, which this version does not take"
+    if preface.startswith(qemu_wire.MULTIFD_MAGIC):
+        return (
+            "this is a multifd channel of a QEMU, which this version does not take: switch multifd off there"
+        )
     if preface.startswith(b"\x16\x03"):
         return "this is TLS, which this version does not speak"
     return "it does not speak this protocol"

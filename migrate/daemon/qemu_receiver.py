@@ -56,6 +56,16 @@ class QemuReceiver:
         """All of the stream is here."""
         return self._reader.finished
 
+    @property
+    def started(self) -> bool:
+        """The list of blocks is here."""
+        return self._ram is not None
+
+    @property
+    def paths(self) -> list[Path]:
+        """The RAM files, while they are open."""
+        return list(self._image.paths.values()) if self._image is not None else []
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next bytes, RAM straight into its files. Raises StreamError, RamError."""
         self._reader.feed(data)

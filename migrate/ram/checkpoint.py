@@ -47,7 +47,13 @@ def places(directory: Path | None, specs: Sequence[RamSpec], names: Sequence[str
 
 
 def make_directory(directory: Path) -> None:
-    """Have the folder. Raises RamError."""
+    """Have the folder. Raises RamError; a checkpoint that is there already is never overwritten."""
+    if os.path.lexists(directory / MIGRATION):
+        raise RamError(
+            f"{directory} holds a checkpoint already",
+            side="destination",
+            hint=f"name another folder, or if nobody needs it: rm -r {directory}",
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

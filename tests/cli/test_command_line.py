@@ -42,7 +42,7 @@ def test_the_option_names_are_the_contract() -> None:
         "--compression", "--lanes", "--dirty-log",
     }  # fmt: skip
     assert options(dst.build_parser()) == both | {
-        "--listen", "--xbzrle-cache-limit", "--on-prepare", "--on-commit", "--once",
+        "--listen", "--xbzrle-cache-limit", "--on-prepare", "--on-commit", "--once", "--output-dir",
     }  # fmt: skip
 
 
