@@ -45,10 +45,18 @@ def print_summary(summary: Mapping[str, object], error: StreamError | None, *, j
         values = summary.get(name)
         if isinstance(values, dict):
             print(f"{name:<20}" + ", ".join(f"{count} {kind}" for kind, count in values.items()))
+    for block in _rows(summary, "blocks"):
+        if block.get("never_sent"):
+            print(f"{'never sent':<20}{block['never_sent']} pages of {printable(block['name'])}")
     for what, key in (("blocks", "name"), ("rounds", "round")):
-        rows = summary.get(what)
-        if isinstance(rows, list) and rows:
+        rows = _rows(summary, what)
+        if rows:
             _print_table(key, rows)
+
+
+def _rows(summary: Mapping[str, object], name: str) -> list[dict[str, object]]:
+    rows = summary.get(name)
+    return rows if isinstance(rows, list) else []
 
 
 def _print_table(key: str, rows: list[dict[str, object]]) -> None:
@@ -56,7 +64,6 @@ def _print_table(key: str, rows: list[dict[str, object]]) -> None:
     head = ("block" if key == "name" else key, extra.replace("_", "-"), *_COLUMNS)
     print(f"\n{head[0]:<24}{head[1]:>12}" + "".join(f"{name.replace('_', '-'):>13}" for name in _COLUMNS))
     for row in rows:
-        size = row.get(extra, 0)
-        assert isinstance(size, int)
+        size = row.get(extra)
         counts = "".join(f"{row.get(name, 0)!s:>13}" for name in _COLUMNS)
-        print(f"{printable(row[key]):<24}{format_size(size):>12}{counts}")
+        print(f"{printable(row[key]):<24}{format_size(size) if isinstance(size, int) else '-':>12}{counts}")

@@ -303,9 +303,11 @@ def walk(
     body: bytes | bytearray | memoryview,
     block: int | None,
     content: bytearray,
+    seen: bytearray,
     counts: bytearray | memoryview,
     apply: bool,
     listing: bytearray | None = None,
+    after: int | None = None,
 ) -> WalkResult:
     """Destination of a real QEMU: go through records of a RAM section, from a record's first byte on.
 
@@ -317,7 +319,9 @@ def walk(
 
     `block`: the block that CONTINUE means, None before any was named; the number is its place in ascending
     first_page. `counts`: u64 (native order) for each block and each of WALK_COUNTERS, added to. `listing`:
-    one row WALK_LISTED for each page record.
+    one row WALK_LISTED for each page record. `seen`: a bitmap where the page of every record is set. `after`:
+    a page number; the walk stops before a record for a page below it, and before one that goes back later (a
+    scan of RAM has begun anew); None: it does not.
 
     Raises RecordError; offset is that of the record's first byte, and the records before it have landed.
     Checked in this order: "hook", "compress-page", "unknown-flags", "no-block" or "unknown-block" (empty

@@ -259,7 +259,7 @@ enum mk_walk_counter {
     MK_WALK_COUNTERS,
 };
 
-enum mk_walk_stop { MK_WALK_MORE, MK_WALK_EOS, MK_WALK_FLUSH };
+enum mk_walk_stop { MK_WALK_MORE, MK_WALK_EOS, MK_WALK_FLUSH, MK_WALK_ROUND };
 
 struct mk_listed {
     uint64_t at, offset;
@@ -273,6 +273,9 @@ struct mk_walk {
     size_t length;
     size_t block; /* the block named last, block_count before that */
     uint8_t *content; /* bitmap: pages that are not zero */
+    uint8_t *seen; /* bitmap: pages that had a record */
+    bool rounds; /* stop before a record for a page below `after` */
+    uint64_t after;
     uint64_t *counts; /* MK_WALK_COUNTERS a block, added to */
     bool apply;
     struct mk_listed *list; /* or NULL */
@@ -280,7 +283,7 @@ struct mk_walk {
 };
 
 struct mk_walked {
-    uint64_t consumed, listed, written;
+    uint64_t consumed, listed, written, after;
     size_t block;
     enum mk_walk_stop stop;
 };

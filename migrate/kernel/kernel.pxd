@@ -108,12 +108,15 @@ cdef extern from "kernel.h" nogil:
         size_t length
         size_t block
         uint8_t *content
+        uint8_t *seen
+        bint rounds
+        uint64_t after
         uint64_t *counts
         bint apply
         mk_listed *list
         size_t list_room
     struct mk_walked:
-        uint64_t consumed, listed, written
+        uint64_t consumed, listed, written, after
         size_t block
         mk_walk_stop stop
 

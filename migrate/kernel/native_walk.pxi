@@ -2,13 +2,14 @@
 
 
 
-def walk(Ram ram not None, body, block, content, counts, apply, listing=None):
+def walk(Ram ram not None, body, block, content, seen, counts, apply, listing=None, after=None):
     cdef mk_walk request
     cdef mk_walked made
     cdef mk_error error
     cdef mk_status status
     cdef size_t blocks = ram.c.block_count
     cdef _Bytes source = _Bytes(body), held = _ram_bitmap(content, ram, "content"), numbers = _Bytes(counts, True)
+    cdef _Bytes named = _ram_bitmap(seen, ram, "seen")
     cdef _Bytes rows = None if listing is None else _Bytes(listing, True)
     if numbers.length != 8 * MK_WALK_COUNTERS * blocks:
         raise ValueError(f"counts has {numbers.length} bytes for {blocks} blocks of {8 * MK_WALK_COUNTERS}")
@@ -19,6 +20,9 @@ def walk(Ram ram not None, body, block, content, counts, apply, listing=None):
     request.length = source.length
     request.block = blocks if block is None else _number(block, "block", blocks)
     request.content = held.at
+    request.seen = named.at
+    request.rounds = after is not None
+    request.after = 0 if after is None else _page(after)
     request.counts = <uint64_t *> numbers.at
     request.apply = bool(apply)
     request.list = NULL if rows is None else <mk_listed *> rows.at
@@ -33,4 +37,5 @@ def walk(Ram ram not None, body, block, content, counts, apply, listing=None):
         block=None if made.block == blocks else made.block,
         listed=made.listed,
         written=made.written,
+        after=made.after,
     )

@@ -11,6 +11,7 @@ STAGE_LAST = 3  # the guest is stopped
 WALK_MORE = 0  # the bytes ended, or the listing is full
 WALK_EOS = 1  # a record EOS: the section ends
 WALK_FLUSH = 2  # a record MULTIFD_FLUSH
+WALK_ROUND = 3  # the next record goes back in RAM: a round begins
 WALK_COUNTERS = (
     "zero",
     "zero_again",
@@ -84,9 +85,11 @@ class WalkResult(NamedTuple):
     consumed: int
     """Bytes of whole records; what is left is the beginning of the next one."""
     stop: int
-    """WALK_MORE, WALK_EOS or WALK_FLUSH; the record that stopped is consumed."""
+    """WALK_*; EOS or MULTIFD_FLUSH that stopped it is consumed, a record that begins a round is not."""
     block: int | None
     """Block named last: what CONTINUE means in the next call."""
     listed: int
     written: int
     """Pages written to RAM."""
+    after: int
+    """The page behind that of the last record."""

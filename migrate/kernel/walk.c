@@ -305,7 +305,14 @@ static enum mk_status walk(struct walker *w)
             w->r->stop = record.type == RECORD_EOS ? MK_WALK_EOS : MK_WALK_FLUSH;
             return MK_OK;
         }
+        uint64_t page = page_number(w, &record);
+        if (w->q->rounds && page < w->r->after) {
+            w->r->stop = MK_WALK_ROUND;
+            return MK_OK;
+        }
+        w->r->after = page + 1;
         w->r->block = record.block;
+        set_bit(w->q->seen, page);
         if (w->q->list)
             list(w, &record);
         enum mk_status status = land(w, &record);
@@ -325,7 +332,7 @@ enum mk_status mk_walk(const struct mk_walk *q, struct mk_walked *r, struct mk_e
         .error = error,
     };
     struct mk_error late;
-    *r = (struct mk_walked){.stop = MK_WALK_MORE, .block = q->block};
+    *r = (struct mk_walked){.stop = MK_WALK_MORE, .block = q->block, .after = q->after};
     enum mk_status status = walk(&w);
     /* What came before an illegal record lands; its own error is the one to tell. */
     if (status == MK_RECORD)

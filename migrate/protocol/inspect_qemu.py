@@ -7,10 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from migrate.kernel.results import WALK_ROUND
 from migrate.protocol.qemu_container import QemuStreamReader
 from migrate.protocol.qemu_ram import QemuRam
 from migrate.protocol.qemu_wire import Command, Configuration, Section, StreamBlock
 from migrate.protocol.record_listing import ROW_BYTES, ROWS, PageRecord, listed_records
+
+MAX_ROUNDS = 1000
+"""Rounds that are told apart; later ones are counted together. A round begins where the scan goes back in
+RAM, which is all that a stream shows of it."""
 
 Summary = dict[str, object]
 
@@ -32,6 +37,8 @@ class QemuInspector:
         self._sections: Counter[str] = Counter()
         self._commands: list[str] = []
         self._flushes = 0
+        self._rounds: list[dict[str, int]] = []
+        self._before: dict[str, int] = {}
         self._fed = 0
 
     def feed(self, data: bytes | memoryview) -> None:
@@ -59,14 +66,33 @@ class QemuInspector:
             "devices": self._devices(),
         }
         if self._ram is not None:
-            counts = self._ram.by_block
+            counts, missing = self._ram.by_block, self._ram.never_sent
             found["blocks"] = [
-                {"name": block.name, "length": block.length, "address": self._addresses[block.name]}
+                {
+                    "name": block.name,
+                    "length": block.length,
+                    "address": self._addresses[block.name],
+                    "never_sent": missing[block.name],
+                }
                 | counts[block.name]
                 for block in self._ram.layout.blocks
             ]
             found["totals"] = self._ram.totals
+            if self._ram.totals != self._before:
+                self._end_round()
+            found["rounds"] = self._rounds
         return found
+
+    def _end_round(self) -> None:
+        assert self._ram is not None
+        totals = self._ram.totals
+        row = {name: value - self._before.get(name, 0) for name, value in totals.items()}
+        if len(self._rounds) < MAX_ROUNDS:
+            self._rounds.append({"round": len(self._rounds) + 1} | row)
+        else:
+            last = self._rounds[-1]
+            last |= {name: last[name] + value for name, value in row.items()}
+        self._before = totals
 
     def _devices(self) -> list[str]:
         with suppress(ValueError, KeyError, TypeError):
@@ -94,11 +120,18 @@ class QemuInspector:
 
     def records(self, body: memoryview, offset: int) -> tuple[int, int]:
         assert self._ram is not None
-        used, stop, rows = self._ram.walk(body, self._listing)
-        if self._listing is not None and self._on_record is not None:
-            for record in listed_records(self._listing, rows, body, offset, self._ram.layout.blocks):
-                self._on_record(record)
-        return used, stop
+        used = 0
+        while True:
+            rest = body[used:]
+            walked = self._ram.walk(rest, self._listing, rounds=True)
+            if self._listing is not None and self._on_record is not None:
+                blocks = self._ram.layout.blocks
+                for record in listed_records(self._listing, walked.rows, rest, offset + used, blocks):
+                    self._on_record(record)
+            used += walked.used
+            if walked.stop != WALK_ROUND:
+                return used, walked.stop
+            self._end_round()
 
     def multifd_flush(self, offset: int) -> None:
         del offset

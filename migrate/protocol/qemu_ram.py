@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from migrate import kernel
-from migrate.kernel.results import WALK_COUNTERS, RamBlock
+from migrate.kernel.results import WALK_COUNTERS, WALK_ROUND, RamBlock
 from migrate.protocol.qemu_wire import StreamBlock
 from migrate.ram.layout import PageLayout
 
 _WIDTH = len(WALK_COUNTERS)
+
+
+class Walked(NamedTuple):
+    """Bytes used, why it stopped (WALK_*), rows listed."""
+
+    used: int
+    stop: int
+    rows: int
 
 
 class QemuRam:
@@ -30,19 +39,46 @@ class QemuRam:
         self._apply = ram is not None
         self._ram = ram or _unopened(self.layout)
         self._content = bytearray(kernel.bitmap_bytes(self.layout.total_pages))
+        self._seen = bytearray(len(self._content))
         self._counts = bytearray(8 * _WIDTH * len(blocks))
         self._block: int | None = None
+        self._after = 0
 
-    def walk(self, body: memoryview, listing: bytearray | None = None) -> tuple[int, int, int]:
-        """Take records; returns bytes used, WALK_* and rows listed. Raises RecordError, RamError."""
-        result = kernel.walk(self._ram, body, self._block, self._content, self._counts, self._apply, listing)
+    def walk(self, body: memoryview, listing: bytearray | None = None, *, rounds: bool = False) -> Walked:
+        """Take records. Raises RecordError, RamError.
+
+        Args:
+            listing: gets a row for each (`WALK_LISTED`).
+            rounds: stop where one begins (WALK_ROUND).
+        """
+        result = kernel.walk(
+            self._ram,
+            body,
+            self._block,
+            self._content,
+            self._seen,
+            self._counts,
+            self._apply,
+            listing,
+            self._after if rounds else None,
+        )
         self._block = result.block
+        self._after = 0 if result.stop == WALK_ROUND else result.after
         self.written += result.written
-        return result.consumed, result.stop, result.listed
+        return Walked(result.consumed, result.stop, result.listed)
 
     def forget_block(self) -> None:
         """The next record must name its block (a batch of the native protocol begins)."""
         self._block = None
+
+    @property
+    def never_sent(self) -> dict[str, int]:
+        """How many pages of each block had no record."""
+        missing = {}
+        for block in self.layout.blocks:
+            bits = self._seen[block.first_page // 8 :][: kernel.bitmap_bytes(block.pages)]
+            missing[block.name] = block.pages - kernel.bitmap_count(bits + bytes(-len(bits) % 8))
+        return missing
 
     @property
     def by_block(self) -> dict[str, dict[str, int]]:

@@ -9,7 +9,7 @@ enum { PAGE = 1024, PAGES = 20, BLOCKS = 2, BODY = 16 << 10, LIST = 24 };
 
 struct state {
     struct mk_ram ram;
-    uint8_t content[16];
+    uint8_t content[16], seen[16];
     uint64_t counts[BLOCKS * MK_WALK_COUNTERS];
 };
 
@@ -85,6 +85,7 @@ static enum mk_status walk_all(
     uint64_t *rest)
 {
     size_t at = 0, fed = 0, block = BLOCKS;
+    uint64_t after = 0;
     for (;;) {
         struct mk_listed *rows = list ? exactly(LIST * sizeof *rows) : NULL;
         uint8_t *tight = exactly(fed - at);
@@ -93,6 +94,7 @@ static enum mk_status walk_all(
         memcpy(tight, body + at, fed - at);
         struct mk_walk walk = {
             .ram = &state->ram, .body = tight, .length = fed - at, .block = block, .content = state->content,
+            .seen = state->seen, .rounds = list, .after = after,
             .counts = state->counts, .apply = !list, .list = rows, .list_room = list ? LIST : 0,
         };
         enum mk_status status = mk_walk(&walk, &done, &error);
@@ -102,10 +104,12 @@ static enum mk_status walk_all(
         free(rows);
         at += done.consumed;
         block = done.block;
+        CHECK(list || done.stop != MK_WALK_ROUND);
+        after = done.stop == MK_WALK_ROUND ? 0 : done.after;
         *rest = at;
         if (status != MK_OK)
             return status;
-        if (done.consumed == 0) {
+        if (done.consumed == 0 && done.stop != MK_WALK_ROUND) {
             if (fed == length)
                 return MK_OK;
             size_t more = 1 + below(random, piece);
@@ -128,6 +132,8 @@ void fuzz_walk(struct random *random)
     CHECK(walk_all(random, &listed, body, length, length, true, &ends[2]) == status);
     CHECK(memcmp(whole.counts, pieces.counts, sizeof whole.counts) == 0);
     CHECK(memcmp(whole.content, pieces.content, sizeof whole.content) == 0);
+    CHECK(memcmp(whole.seen, pieces.seen, sizeof whole.seen) == 0);
+    CHECK(memcmp(whole.seen, listed.seen, sizeof whole.seen) == 0);
     for (size_t i = 0; i < BLOCKS; i++) {
         uint8_t a[PAGES * PAGE] = {0}, b[PAGES * PAGE] = {0};
         CHECK(pread(whole.ram.blocks[i].fd, a, sizeof a, 0) == pread(pieces.ram.blocks[i].fd, b, sizeof b, 0));

@@ -13,7 +13,15 @@ from kernel_support import LAYOUT
 
 from migrate.errors import RamError, RecordError
 from migrate.kernel import _native, reference
-from migrate.kernel.results import WALK_COUNTERS, WALK_EOS, WALK_FLUSH, WALK_LISTED, WALK_MORE, RamBlock
+from migrate.kernel.results import (
+    WALK_COUNTERS,
+    WALK_EOS,
+    WALK_FLUSH,
+    WALK_LISTED,
+    WALK_MORE,
+    WALK_ROUND,
+    RamBlock,
+)
 
 PAGE = 1024
 EOS = (0x10).to_bytes(8, "big")
@@ -49,11 +57,16 @@ class Walker:
             blocks.append(RamBlock(name, fd, first, pages))
         self.ram = kernel.Ram(PAGE, 64, blocks)
         self.content = bytearray(kernel.bitmap_bytes(self.ram.total_pages))
+        self.seen = bytearray(len(self.content))
         self.counts = bytearray(8 * len(WALK_COUNTERS) * len(LAYOUT))
         self.block: int | None = None
 
-    def walk(self, body: bytes, *, apply: bool = True, listing: bytearray | None = None) -> Any:
-        result = self.kernel.walk(self.ram, body, self.block, self.content, self.counts, apply, listing)
+    def walk(
+        self, body: bytes, *, apply: bool = True, listing: bytearray | None = None, after: int | None = None
+    ) -> Any:
+        result = self.kernel.walk(
+            self.ram, body, self.block, self.content, self.seen, self.counts, apply, listing, after
+        )
         self.block = result.block
         return result
 
@@ -65,7 +78,7 @@ class Walker:
 
     def everything(self) -> tuple[object, ...]:
         rams = [os.pread(fd, 1 << 20, 0) for fd in self.fds]
-        return rams, bytes(self.content), bytes(self.counts), self.block
+        return rams, bytes(self.content), bytes(self.seen), bytes(self.counts), self.block
 
 
 @pytest.fixture
@@ -167,9 +180,23 @@ def test_the_listing_stops_when_it_is_full(walker: Walker) -> None:
     assert walker.read(0, 0) == bytes(PAGE)
 
 
+def test_a_record_that_goes_back_begins_a_round(walker: Walker) -> None:
+    first = zero(0, b"pc.ram") + page(5 * PAGE, A) + page(0, A, b"vga.vram")
+    second = zero(5 * PAGE, b"pc.ram") + EOS
+    result = walker.walk(first + second, after=0)
+    assert (result.consumed, result.stop, result.after) == (len(first), WALK_ROUND, 129)
+    result = walker.walk(second, after=0)
+    assert (result.consumed, result.stop, result.after) == (len(second), WALK_EOS, 6)
+    assert walker.walk(second, after=6).stop == WALK_ROUND
+    assert walker.walk(first + second).stop == WALK_EOS
+    pages = [number for number in range(200) if walker.seen[number >> 3] >> (number & 7) & 1]
+    assert pages == [0, 5, 128]
+
+
 def test_arguments_that_do_not_fit(walker: Walker) -> None:
     for change in (
         {"content": bytearray(8)},
+        {"seen": bytearray(8)},
         {"counts": bytearray(8)},
         {"block": 3},
         {"listing": bytearray(3)},
@@ -178,6 +205,7 @@ def test_arguments_that_do_not_fit(walker: Walker) -> None:
             "body": b"",
             "block": None,
             "content": walker.content,
+            "seen": walker.seen,
             "counts": walker.counts,
             "apply": True,
         }
@@ -210,11 +238,12 @@ def test_both_kernels_do_the_same(rng: random.Random) -> None:
     for _ in range(150):
         body = random_body(rng)
         apply = rng.random() < 0.7
+        after = rng.choice([None, 0])
         outcomes = []
         for module in (_native, reference):
             walker = Walker(module)
             try:
-                outcome: object = walker.walk(body, apply=apply)
+                outcome: object = walker.walk(body, apply=apply, after=after)
                 outcomes.append((tuple(outcome), walker.everything()))  # type: ignore[call-overload]
             except RecordError as error:
                 outcomes.append(((error.rule, error.offset), walker.everything()))

@@ -141,6 +141,43 @@ def test_a_stream_that_breaks_off_leaves_marked_files(
     assert not (tmp_path / "out" / "migration.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("multifd-q10.0", "multifd"), ("multifd-q7.2", "pages-missing"), ("multifd-pc-q10.0", "pages-missing")],
+)
+def test_the_main_channel_of_multifd_is_not_taken_for_all_of_ram(
+    name: str, rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "stream"
+    path.write_bytes(stream(name))
+    assert main(["extract", str(path), str(tmp_path / "out")]) == 1
+    assert f"rule {rule}," in capsys.readouterr().err
+    assert (tmp_path / "out" / "mem.ram.migrating").exists()
+
+
+def test_ignored_blocks_are_no_missing_pages(tmp_path: Path) -> None:
+    path = tmp_path / "stream"
+    path.write_bytes(stream("ignore-shared-q10.0"))
+    assert main(["extract", str(path), str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "pc.bios.ram").read_bytes() == truth("ignore-shared-q10.0")["pc.bios"]
+
+
+def test_rounds_begin_where_the_scan_goes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "stream"
+    path.write_bytes(stream("rounds-q10.0"))
+    assert main(["--json", str(path)]) == 0
+    found = summary(capsys.readouterr().out)
+    rounds = found["rounds"]
+    # A sync that finds nothing new is not in the stream, nor a round that begins behind the end of the last.
+    assert 3 <= len(rounds) <= meta("rounds-q10.0")["query_migrate"]["ram"]["dirty-sync-count"]
+    assert [row["round"] for row in rounds] == list(range(1, len(rounds) + 1))
+    pages = sum(block["length"] for block in found["blocks"]) // 4096
+    assert rounds[0]["zero"] + rounds[0]["normal"] == pages
+    for name, total in found["totals"].items():
+        assert sum(row[name] for row in rounds) == total
+    assert {block["never_sent"] for block in found["blocks"]} == {0}
+
+
 def test_diff(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     left, right = tmp_path / "a", tmp_path / "b"
     left.write_bytes(bytes(3 << 20))

@@ -17,6 +17,7 @@ from migrate.kernel.results import (
     WALK_FLUSH,
     WALK_LISTED,
     WALK_MORE,
+    WALK_ROUND,
     RamBlock,
     WalkResult,
 )
@@ -43,30 +44,40 @@ def walk(
     body: bytes | bytearray | memoryview,
     block: int | None,
     content: bytearray,
+    seen: bytearray,
     counts: bytearray | memoryview,
     apply: bool,
     listing: bytearray | None = None,
+    after: int | None = None,
 ) -> WalkResult:
     """Go through the records of a RAM section. Raises RecordError, RamError, ValueError (the contract)."""
     blocks = sorted(ram.by_name.values(), key=lambda each: each.first_page)
     if block is not None and not 0 <= block < len(blocks):
         raise ValueError(f"block {block} of {len(blocks)}")
-    if len(counts) != 8 * _WIDTH * len(blocks) or len(content) < bitmap_bytes(ram.total_pages):
-        raise ValueError("counts or content do not fit the blocks")
+    if len(counts) != 8 * _WIDTH * len(blocks) or any(
+        len(bitmap) < bitmap_bytes(ram.total_pages) for bitmap in (content, seen)
+    ):
+        raise ValueError("counts, content or seen do not fit the blocks")
     room = len(body) if listing is None else len(listing) // _ROW.size
     if listing is not None and not room:
         raise ValueError("listing has no room for a record")
     numbers = memoryview(counts).cast("B").cast("Q")
     data, at, listed, written = bytes(body), 0, 0, 0
+    stop, rounds, after = WALK_MORE, after is not None, after or 0
     while listed < room:
         try:
             record, end = _read(ram, blocks, data, at, block)
         except _ShortError:
             break
         if record.flag in (wire.EOS, wire.FLUSH):
-            stop = WALK_EOS if record.flag == wire.EOS else WALK_FLUSH
-            return WalkResult(end, stop, block, listed if listing is not None else 0, written)
-        block = record.block
+            at, stop = end, WALK_EOS if record.flag == wire.EOS else WALK_FLUSH
+            break
+        page = blocks[record.block].first_page + record.place
+        if rounds and page < after:
+            stop = WALK_ROUND
+            break
+        block, after = record.block, page + 1
+        seen[page >> 3] |= 1 << (page & 7)
         counted = _count(ram, blocks[block], record, content)
         if listing is not None:
             flags = record.flag | (0 if record.named else wire.CONTINUE)
@@ -79,7 +90,7 @@ def walk(
             numbers[block * _WIDTH + WALK_COUNTERS.index(name)] += value
         written += _land(ram, blocks[block], record, content, apply)
         at = end
-    return WalkResult(at, WALK_MORE, block, listed if listing is not None else 0, written)
+    return WalkResult(at, stop, block, listed if listing is not None else 0, written, after)
 
 
 def _read(
