@@ -204,6 +204,15 @@ def _fixed(text: str) -> Callable[[Fields, str], str]:
     return wording
 
 
+def _stored(fields: Fields, side: str) -> str:
+    del side
+    blocks = fields.get("blocks")
+    rows = blocks if isinstance(blocks, list) else []
+    files = ", ".join(printable(row.get("file")) for row in rows if isinstance(row, Mapping))
+    size = format_size(number(fields, "received-bytes"))
+    return f"stored {size} of a QEMU's stream: {files}; the guest is {printable(fields.get('guest'))}"
+
+
 _WORDINGS: dict[str, Callable[[Fields, str], str]] = {
     "control": lambda fields, _: f"taking commands on {printable(fields.get('path'))}",
     "listening": lambda fields, _: f"listening on {_address(fields)}",
@@ -222,6 +231,7 @@ _WORDINGS: dict[str, Callable[[Fields, str], str]] = {
     "prepared": _fixed("destination prepared: it can run the guest"),
     "committed": _fixed("committed: the guest belongs to the destination"),
     "running": _fixed("guest runs at the destination"),
+    "stored": _stored,
     "cancelling": lambda fields, _: f"{printable(fields.get('signal', 'signal'))}: cancelling",
     "cancelled": lambda fields, _: f"cancelled{_because(fields)}",
     "warning": lambda fields, _: f"warning: {printable(fields.get('message'))}",

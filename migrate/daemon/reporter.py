@@ -31,8 +31,8 @@ class Reporter(Protocol):
         Args:
             name: lower case, with dashes: `listening`, `connected`, `negotiated`, `tracker`, `status`,
                 `round`, `pausing`, `paused`, `resumed`, `lane-reset`, `reconnecting`, `waiting`,
-                `reconnected`, `prepared`, `committed`, `running`, `cancelled`, `warning`, `check`. An unknown
-                name is printed as it is.
+                `reconnected`, `prepared`, `committed`, `running`, `stored`, `cancelled`, `warning`, `check`.
+                An unknown name is printed as it is.
             **fields: what JSON can hold; sizes in bytes, rates in bytes a second, times in seconds.
                 A `_` in a field's name reads as `-`. `round` comes when a round has ended, with its
                 row (`RoundStats.as_dict`); `check` has `items`, a list of CheckItem.

@@ -188,7 +188,7 @@ class QemuStreamReader:
             raise StreamError("postcopy", start, "the source switches to postcopy, which is not taken here")
         if command is Command.POSTCOPY_RAM_DISCARD:
             try:
-                wire.decode_discard(payload)
+                wire.check_discard(payload)
             except ValueError as error:
                 raise StreamError("command", start, f"a malformed {command.name}: {error}") from error
         elif command not in COMMAND_LENGTHS:

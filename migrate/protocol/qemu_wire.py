@@ -19,7 +19,6 @@ RAM_VERSION = 4
 
 EOF = 0x00
 SUBSECTION = 0x05
-VMDESCRIPTION = 0x06
 CONFIGURATION = 0x07
 COMMAND = 0x08
 FOOTER = 0x7E
@@ -95,24 +94,14 @@ def encode_pong(value: bytes) -> bytes:
     return struct.pack(">HH", 2, 4) + value
 
 
-SWITCHOVER_ACK = struct.pack(">HH", 7, 0)
-"""With the capability switchover-ack the source waits for it; without, it ignores it."""
+def check_discard(payload: bytes) -> None:
+    """POSTCOPY_RAM_DISCARD: u8 0, str8 block, u8 0, then be64 start and be64 length of each range.
 
-
-@dataclass(frozen=True, slots=True)
-class Discard:
-    """POSTCOPY_RAM_DISCARD: what the destination is to forget."""
-
-    block: str
-    ranges: tuple[tuple[int, int], ...]
-    """(start, length) in bytes inside the block."""
-
-
-def decode_discard(payload: bytes) -> Discard:
-    """Raises ValueError: version, terminator or length are wrong (qemu-ram-stream.md 7.3)."""
+    Raises:
+        ValueError: version, terminator or length are wrong (qemu-ram-stream.md 7.3).
+    """
     if len(payload) < 20 or payload[0] != 0:
         raise ValueError("it is too short, or of an unknown version")
     end = 2 + payload[1]
     if end >= len(payload) or payload[end] != 0 or (len(payload) - end - 1) % 16:
         raise ValueError("its name or its list of ranges does not end where it should")
-    return Discard(payload[2:end].decode(), tuple(struct.iter_unpack(">QQ", payload[end + 1 :])))

@@ -246,6 +246,9 @@ def test_events_in_words(name: str, fields: dict[str, Any], text: str) -> None:
 
 def test_the_destination_tells_its_side_of_it() -> None:
     assert event_text("connected", {"peer": "a:1"}, "destination") == "connection from a:1"
+    stored = {"blocks": [{"file": "/x/mem.ram"}], "received-bytes": 1 << 20, "guest": "at the source"}
+    text = "stored 1 MiB of a QEMU's stream: /x/mem.ram; the guest is at the source"
+    assert event_text("stored", stored, "destination") == text
     assert (
         event_text("waiting", {"reason": "silent for 10 s", "seconds": 60.0}, "destination")
         == "connection lost: silent for 10 s; waiting for up to 1 min 00 s for the source to come back"
