@@ -60,6 +60,13 @@ def build_parser(command: str) -> ArgumentParser:
             metavar="NAME=PATH",
             help="another file for that RAM block",
         )
+        parser.add_argument(
+            "--channel",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="a page channel of multifd; repeat it for each",
+        )
         return parser
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--summary", action="store_true", help="statistics and lint (the default)")
@@ -143,10 +150,17 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _extract(options: argparse.Namespace) -> int:
     from migrate.daemon.qemu_receiver import QemuReceiver
+    from migrate.daemon.recorded_channels import RecordedChannels
 
     with ExitStack() as stack:
         file = _open(options.stream, stack)
-        receiver = QemuReceiver(tuple(options.ram), options.directory, postcopy=True)
+        channels = RecordedChannels([_open(name, stack) for name in options.channel])
+        receiver = QemuReceiver(
+            tuple(options.ram),
+            options.directory,
+            channels=channels if options.channel else None,
+            postcopy=True,
+        )
         stack.callback(receiver.close)
         while data := _read(file, options.stream):
             receiver.feed(data)

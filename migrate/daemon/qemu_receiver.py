@@ -6,9 +6,11 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from migrate.config import RamSpec
 from migrate.errors import StreamError
+from migrate.kernel.results import WALK_EOS
 from migrate.protocol.qemu_container import QemuStreamReader
 from migrate.protocol.qemu_ram import QemuRam
 from migrate.protocol.qemu_wire import CAP_IGNORE_SHARED, Command, Configuration, Section, StreamBlock
@@ -18,6 +20,13 @@ from migrate.ram.image import RamImage
 OnCommand = Callable[[Command, bytes], None]
 
 
+class PageChannels(Protocol):
+    """The other channels of a migration with multifd."""
+
+    def synchronise(self, ram: QemuRam) -> None:
+        """Land everything up to the next SYNC of every channel. Raises StreamError, RamError, OSError."""
+
+
 class QemuReceiver:
     """One stream on its way into files. `close` must be called, whatever happens.
 
@@ -25,6 +34,7 @@ class QemuReceiver:
         specs: where blocks go by name.
         directory: where the others go, and device state and statistics; None: nowhere.
         on_command: gets every command of the stream.
+        channels: of multifd; None: multifd is refused.
         postcopy: go on into postcopy (for recorded streams).
 
     Attributes:
@@ -37,6 +47,7 @@ class QemuReceiver:
         directory: Path | None,
         *,
         on_command: OnCommand | None = None,
+        channels: PageChannels | None = None,
         postcopy: bool = False,
     ) -> None:
         self.migration = secrets.token_hex(16)
@@ -44,6 +55,9 @@ class QemuReceiver:
         self._specs = specs
         self._directory = directory
         self._on_command = on_command
+        self._channels = channels
+        self._flushes = False
+        """Markers are records of their own; before QEMU 8.1, and with old machine types, every EOS is one."""
         self._configuration = Configuration("")
         self._image: RamImage | None = None
         self._ram: QemuRam | None = None
@@ -158,7 +172,13 @@ class QemuReceiver:
         del offset
         assert self._ram is not None  # the container gives the list of blocks first
         used, stop, _ = self._ram.walk(body)
+        if stop == WALK_EOS and self._channels is not None and not self._flushes:
+            self._channels.synchronise(self._ram)
         return used, stop
 
     def multifd_flush(self, offset: int) -> None:
-        raise StreamError("multifd", offset, "pages travel in multifd channels, which are not taken here")
+        if self._channels is None:
+            raise StreamError("multifd", offset, "pages travel in multifd channels, which are not taken here")
+        assert self._ram is not None
+        self._flushes = True
+        self._channels.synchronise(self._ram)

@@ -57,6 +57,7 @@ data_pages = _kernel.data_pages
 digest_range = _kernel.digest_range
 fill = _kernel.fill
 is_zero = _kernel.is_zero
+land = _kernel.land
 max_records = _kernel.max_records
 probe_write_tracking = _kernel.probe_write_tracking
 root = _kernel.root
@@ -96,6 +97,7 @@ __all__ = [
     "digest_range",
     "fill",
     "is_zero",
+    "land",
     "max_records",
     "probe_write_tracking",
     "root",

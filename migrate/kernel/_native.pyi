@@ -330,3 +330,23 @@ def walk(
     or the file is shorter than its block. ValueError: `content` is too small, `counts` of another size,
     `listing` smaller than a row, no such block.
     """
+
+def land(
+    ram: Ram,
+    block: int,
+    offsets: bytes | bytearray | memoryview,
+    normal: int,
+    data: bytes | bytearray | memoryview,
+    content: bytearray,
+    seen: bytearray,
+    counts: bytearray | memoryview,
+) -> int:
+    """Destination of a real QEMU: put the pages of a multifd packet into RAM; returns how many were written.
+
+    `offsets`: be64 of each page in the block, first the `normal` ones, whose content `data` has one after the
+    other, then those that are zero now. `content`, `seen`, `counts` as in `walk` (counted are zero,
+    zero_again and normal).
+
+    Raises RecordError "bad-offset" (beyond the block, or off the page; offset is its place in `offsets`):
+    then nothing has landed; RamError. ValueError: sizes do not fit, no such block.
+    """

@@ -290,6 +290,11 @@ struct mk_walked {
 
 /* The records before an illegal one have landed. */
 enum mk_status mk_walk(const struct mk_walk *request, struct mk_walked *result, struct mk_error *error);
+/* Pages of a multifd packet: `body` has the normal ones, `offsets` be64 of these, then of the zero ones, all in
+ * `block`. Nothing lands if an offset is wrong; *error then has its place in `offsets`. */
+enum mk_status mk_land(
+    const struct mk_walk *request, const uint8_t *offsets, size_t normal, size_t zero,
+    struct mk_walked *result, struct mk_error *error);
 
 /* first…first+count-1 lie in one block in both. */
 enum mk_status mk_scan(

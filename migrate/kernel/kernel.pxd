@@ -155,6 +155,8 @@ cdef extern from "kernel.h" nogil:
     mk_status c_fill "mk_fill"(const mk_fill *request, mk_filled *result, mk_error *error)
     mk_status c_apply "mk_apply"(const mk_apply *request, mk_applied *result, mk_error *error)
     mk_status c_walk "mk_walk"(const mk_walk *request, mk_walked *result, mk_error *error)
+    mk_status mk_land(const mk_walk *request, const uint8_t *offsets, size_t normal, size_t zero, mk_walked *result,
+                      mk_error *error)
     mk_status mk_scan(const mk_ram *ram, const mk_keys *keys, const uint8_t *digests, uint64_t first, uint64_t count,
                       uint8_t *dirty, uint64_t *differing, mk_error *error)
     mk_status mk_digest_range(const mk_ram *ram, const mk_keys *keys, uint64_t first, uint64_t count, uint8_t *out,

@@ -255,7 +255,6 @@ static enum found read_record(struct walker *w, struct record *record)
 static enum mk_status land(struct walker *w, const struct record *record)
 {
     uint64_t *counts = w->q->counts + record->block * MK_WALK_COUNTERS;
-    counts[record->named ? MK_WALK_NAMED : MK_WALK_CONTINUED]++;
     if (record->type == RECORD_ZERO) {
         bool again = bit_is_set(w->q->content, page_number(w, record));
         counts[again ? MK_WALK_ZERO_AGAIN : MK_WALK_ZERO]++;
@@ -313,6 +312,7 @@ static enum mk_status walk(struct walker *w)
         w->r->after = page + 1;
         w->r->block = record.block;
         set_bit(w->q->seen, page);
+        w->q->counts[record.block * MK_WALK_COUNTERS + (record.named ? MK_WALK_NAMED : MK_WALK_CONTINUED)]++;
         if (w->q->list)
             list(w, &record);
         enum mk_status status = land(w, &record);
@@ -339,4 +339,37 @@ enum mk_status mk_walk(const struct mk_walk *q, struct mk_walked *r, struct mk_e
         w.error = &late;
     enum mk_status last = status == MK_RAM ? MK_OK : write_run(&w);
     return status == MK_OK ? last : status;
+}
+
+/* ---- pages of a multifd packet ------------------------------------------------------------------------- */
+
+enum mk_status mk_land(
+    const struct mk_walk *q, const uint8_t *offsets, size_t normal, size_t zero, struct mk_walked *r,
+    struct mk_error *error)
+{
+    const struct mk_ram *ram = q->ram;
+    struct walker w = {.q = q, .r = r, .checked_block = ram->block_count, .error = error};
+    uint64_t length = ram->blocks[q->block].pages << ram->page_shift;
+    *r = (struct mk_walked){.block = q->block};
+    for (size_t i = 0; i < normal + zero; i++) {
+        uint64_t offset = load_be64(offsets + i * 8);
+        if (offset >= length || offset & (ram->page_size - 1)) {
+            *error = (struct mk_error){.status = MK_RECORD, .rule = "bad-offset", .at = i * 8};
+            return MK_RECORD;
+        }
+    }
+    for (size_t i = 0; i < normal + zero; i++) {
+        struct record record = {
+            .block = q->block,
+            .in_block = load_be64(offsets + i * 8) >> ram->page_shift,
+            .type = i < normal ? RECORD_PAGE : RECORD_ZERO,
+            .payload = i < normal ? q->body + i * ram->page_size : NULL,
+            .length = ram->page_size,
+        };
+        set_bit(q->seen, page_number(&w, &record));
+        enum mk_status status = land(&w, &record);
+        if (status != MK_OK)
+            return status;
+    }
+    return write_run(&w);
 }

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from migrate import kernel
+from migrate.errors import RecordError, StreamError
 from migrate.kernel.results import WALK_COUNTERS, WALK_ROUND, RamBlock
+from migrate.protocol.qemu_multifd import Packet
 from migrate.protocol.qemu_wire import StreamBlock
 from migrate.ram.layout import PageLayout
 
@@ -66,6 +68,27 @@ class QemuRam:
         self._after = 0 if result.stop == WALK_ROUND else result.after
         self.written += result.written
         return Walked(result.consumed, result.stop, result.listed)
+
+    def land(self, packet: Packet) -> None:
+        """Put the pages of a multifd packet into RAM. Raises StreamError, RamError."""
+        if not packet.offsets:
+            return
+        index = next((at for at, block in enumerate(self.layout.blocks) if block.name == packet.block), None)
+        if index is None:
+            raise StreamError("unknown-block", 0, f"a packet for a RAM block {packet.block!r}, not listed")
+        try:
+            self.written += kernel.land(
+                self._ram,
+                index,
+                packet.offsets,
+                packet.normal,
+                packet.data,
+                self._content,
+                self._seen,
+                self._counts,
+            )
+        except RecordError as error:
+            raise StreamError(error.rule, error.offset, "a packet for a page beyond its block") from error
 
     def forget_block(self) -> None:
         """The next record must name its block (a batch of the native protocol begins)."""

@@ -251,3 +251,29 @@ def test_both_kernels_do_the_same(rng: random.Random) -> None:
                 for fd in walker.fds:
                     os.close(fd)
         assert outcomes[0] == outcomes[1]
+
+
+def places(*pages: int) -> bytes:
+    return b"".join((number * PAGE).to_bytes(8, "big") for number in pages)
+
+
+def test_the_pages_of_a_multifd_packet_land(walker: Walker) -> None:
+    state = walker.content, walker.seen, walker.counts
+    assert walker.kernel.land(walker.ram, 1, places(3, 4, 9, 5), 3, A + B + bytes(PAGE), *state) == 2
+    assert walker.kernel.land(walker.ram, 1, places(7, 4, 8), 1, B, *state) == 2
+    assert walker.read(1, 3 * PAGE) == A
+    assert walker.read(1, 4 * PAGE) == bytes(PAGE)
+    assert walker.read(1, 7 * PAGE) == B
+    assert (walker.count("normal"), walker.count("zero"), walker.count("zero_again")) == (4, 2, 1)
+    assert [page for page in range(16) if walker.seen[16 + page // 8] >> page % 8 & 1] == [3, 4, 5, 7, 8, 9]
+
+
+@pytest.mark.parametrize("bad", [30 * PAGE, PAGE + 1, 1 << 63])
+def test_a_packet_with_a_wrong_offset_leaves_ram_alone(walker: Walker, bad: int) -> None:
+    offsets = places(3) + bad.to_bytes(8, "big")
+    with pytest.raises(RecordError) as caught:
+        walker.kernel.land(walker.ram, 1, offsets, 1, A, walker.content, walker.seen, walker.counts)
+    assert (caught.value.rule, caught.value.offset) == ("bad-offset", 8)
+    assert walker.read(1, 3 * PAGE) == bytes(PAGE)
+    with pytest.raises(ValueError):
+        walker.kernel.land(walker.ram, 1, offsets, 1, b"", walker.content, walker.seen, walker.counts)

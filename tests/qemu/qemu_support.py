@@ -47,6 +47,12 @@ def stream(name: str) -> bytes:
 
 
 @functools.cache
+def channels(name: str) -> list[bytes]:
+    """The other channels, in the order of their numbers."""
+    return [lzma.decompress(path.read_bytes()) for path in sorted((STREAMS / name).glob("extra-*.xz"))]
+
+
+@functools.cache
 def meta(name: str) -> dict[str, Any]:
     """What is known about a capture."""
     found: dict[str, Any] = json.loads((STREAMS / name / "meta.json").read_text())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from qemu_oracle import apply_delta
-from qemu_support import POSTCOPY, STREAMS, meta, stream, truth
+from qemu_support import MULTIFD, POSTCOPY, STREAMS, channels, meta, stream, truth
 
 from migrate import kernel
 from migrate.cli.inspect import main
@@ -153,6 +153,33 @@ def test_the_main_channel_of_multifd_is_not_taken_for_all_of_ram(
     assert main(["extract", str(path), str(tmp_path / "out")]) == 1
     assert f"rule {rule}," in capsys.readouterr().err
     assert (tmp_path / "out" / "mem.ram.migrating").exists()
+
+
+@pytest.mark.parametrize("name", MULTIFD)
+def test_extract_with_the_page_channels_of_multifd(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "stream"
+    path.write_bytes(stream(name))
+    arguments = ["extract", str(path), str(tmp_path / "out")]
+    for number, data in enumerate(channels(name)):
+        recorded = tmp_path / f"extra-{number}"
+        recorded.write_bytes(data)
+        arguments += ["--channel", str(recorded)]
+    assert main(arguments) == 0, capsys.readouterr().err
+    for block, expected in truth(name).items():
+        assert (tmp_path / "out" / f"{block}.ram").read_bytes() == expected, block
+    totals = json.loads((tmp_path / "out" / "migration.json").read_text())["totals"]
+    counted = meta(name)["records"]
+    assert totals["normal"] == counted["mf_page"]
+    assert totals["zero"] + totals["zero_again"] == sum(
+        counted.get(kind, 0) for kind in ("zero", "zero_again", "mf_zero")
+    )
+
+    recorded.write_bytes(data[: len(data) // 2])
+    (tmp_path / "out" / "migration.json").unlink()
+    assert main(arguments) == 1
+    assert "rule truncated" in capsys.readouterr().err
 
 
 def test_ignored_blocks_are_no_missing_pages(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from migrate.kernel.reference.scan import (
     zero_range,
 )
 from migrate.kernel.reference.tracking import probe_write_tracking, take_log, track_writes, written_pages
-from migrate.kernel.reference.walk import walk
+from migrate.kernel.reference.walk import land, walk
 from migrate.kernel.reference.wire import max_records
 from migrate.kernel.reference.xbzrle import xbzrle_decode, xbzrle_encode
 from migrate.kernel.results import RamBlock
@@ -54,6 +54,7 @@ __all__ = [
     "digest_range",
     "fill",
     "is_zero",
+    "land",
     "max_records",
     "probe_write_tracking",
     "root",

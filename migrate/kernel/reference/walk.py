@@ -78,6 +78,7 @@ def walk(
             break
         block, after = record.block, page + 1
         seen[page >> 3] |= 1 << (page & 7)
+        numbers[block * _WIDTH + WALK_COUNTERS.index("named" if record.named else "continued")] += 1
         counted = _count(ram, blocks[block], record, content)
         if listing is not None:
             flags = record.flag | (0 if record.named else wire.CONTINUE)
@@ -91,6 +92,42 @@ def walk(
         written += _land(ram, blocks[block], record, content, apply)
         at = end
     return WalkResult(at, stop, block, listed if listing is not None else 0, written, after)
+
+
+def land(
+    ram: Ram,
+    block: int,
+    offsets: bytes | bytearray | memoryview,
+    normal: int,
+    data: bytes | bytearray | memoryview,
+    content: bytearray,
+    seen: bytearray,
+    counts: bytearray | memoryview,
+) -> int:
+    """Put the pages of a multifd packet into RAM. Raises RecordError, RamError, ValueError (the contract)."""
+    blocks = sorted(ram.by_name.values(), key=lambda each: each.first_page)
+    if not 0 <= block < len(blocks) or len(counts) != 8 * _WIDTH * len(blocks):
+        raise ValueError("block or counts do not fit the blocks")
+    if any(len(bitmap) < bitmap_bytes(ram.total_pages) for bitmap in (content, seen)):
+        raise ValueError("content or seen do not fit the blocks")
+    if len(offsets) % 8 or not 0 <= normal <= len(offsets) // 8 or len(data) != normal * ram.page_size:
+        raise ValueError("data and offsets do not fit")
+    numbers = memoryview(counts).cast("B").cast("Q")
+    places = [offset for (offset,) in wire.HEADER.iter_unpack(bytes(offsets))]
+    for at, offset in enumerate(places):
+        if offset % ram.page_size or offset // ram.page_size >= blocks[block].pages:
+            raise RecordError("bad-offset", at * 8, f"page at {offset:#x} of a block")
+    written = 0
+    for at, offset in enumerate(places):
+        payload = bytes(data[at * ram.page_size : (at + 1) * ram.page_size])
+        flag = wire.PAGE if at < normal else wire.ZERO
+        record = _Record(at * 8, flag, True, block, offset // ram.page_size, payload)
+        page = blocks[block].first_page + record.place
+        seen[page >> 3] |= 1 << (page & 7)
+        for name, value in _count(ram, blocks[block], record, content).items():
+            numbers[block * _WIDTH + WALK_COUNTERS.index(name)] += value
+        written += _land(ram, blocks[block], record, content, True)
+    return written
 
 
 def _read(
@@ -143,7 +180,7 @@ def _read(
 
 
 def _count(ram: Ram, block: RamBlock, record: _Record, content: bytearray) -> dict[str, int]:
-    counted = {"named" if record.named else "continued": 1}
+    counted: dict[str, int] = {}
     if record.flag == wire.PAGE:
         return counted | {"normal": 1}
     if record.flag == wire.ZERO:
