@@ -16,6 +16,7 @@ from migrate.cli.arguments import (
     typed,
     whole_number,
 )
+from migrate.cli.client import CLIENTS, run_client
 from migrate.cli.program import Program, run_program
 from migrate.config import Address, RamSpec, SourceConfig
 from migrate.daemon.reporter import Reporter
@@ -26,7 +27,10 @@ DESCRIPTION = """Move the RAM of a running guest to the migrate-dst that waits a
 All pages go while the guest runs, then what it changed, round after round,
 until the rest fits into --downtime-limit. Then the guest is paused, the rest is
 sent, both RAMs are proved equal, and the guest goes on at the destination.
-Whatever fails before that leaves it running here."""
+Whatever fails before that leaves it running here.
+
+migrate-src migrate|query|watch|set|pause|cancel|quit --control PATH
+steers one that runs with --control; each has a --help of its own."""
 
 
 def build_parser() -> ArgumentParser:
@@ -226,7 +230,10 @@ PROGRAM = Program("migrate-src", "source", build_parser, make_config, warnings, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code. `--help` and `--version` raise SystemExit(0)."""
-    return run_program(PROGRAM, argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments and arguments[0] in CLIENTS:
+        return run_client(arguments[0], arguments[1:])
+    return run_program(PROGRAM, arguments)
 
 
 if __name__ == "__main__":

@@ -128,3 +128,49 @@ async def test_start_watch_change_cancel_and_retry(lab: Lab, shm_dir: Path) -> N
     lab.end_arrived_guest()
     lab.check_guest(lab.destination_ram)
     lab.check_witness()
+
+
+async def test_the_pause_comes_when_it_is_asked_for(lab: Lab, shm_dir: Path) -> None:
+    guest = lab.start_guest("--workload=kv", "--rate=20000")
+    destination = lab.start_destination("--once")
+    options = (
+        "--max-bandwidth=8M",
+        "--downtime-limit=0",
+        "--max-rounds=1000",
+        f"--control={shm_dir / 'src'}",
+    )
+    source = lab.start_source(port_of(destination), guest, *options)
+    source.wait_event("status", lambda event: event["new"] == "active")
+    async with operator(shm_dir / "src") as src:
+        await src.ask("migrate-set-parameters", avail_switchover_bandwidth=1 << 30)
+        await src.ask("migrate-pause")
+        assert await src.end() == "completed"
+    assert await asyncio.to_thread(source.wait) == 0, source.story()
+    assert await asyncio.to_thread(destination.wait) == 0
+    lab.end_arrived_guest()
+    lab.check_guest(lab.destination_ram)
+    lab.check_witness()
+
+
+async def test_quit_ends_what_is_under_way(lab: Lab, shm_dir: Path) -> None:
+    guest = lab.start_guest()
+    destination = lab.start_destination(f"--control={shm_dir / 'dst'}")
+    source = idle_source(lab, guest, shm_dir / "src", "--max-bandwidth=4M")
+    async with operator(shm_dir / "src") as src, operator(shm_dir / "dst") as dst:
+        with pytest.raises(ExecuteError, match="no rounds"):
+            await src.ask("migrate-pause")
+        with pytest.raises(ExecuteError, match="--max-bandwidth"):
+            await src.ask("migrate-set-parameters", max_bandwidth=7)
+        with pytest.raises(ExecuteError, match="HOST:PORT"):
+            await src.ask("migrate", uri="exec:cat")
+        with pytest.raises(ExecuteError, match="not been found"):
+            await dst.ask("migrate", uri="x:1")
+        await src.ask("migrate_cancel")
+        await src.ask("migrate", uri=f"127.0.0.1:{port_of(destination)}")
+        await src.event("MIGRATION_PASS")
+        await dst.ask("quit")
+        assert await src.end() in OVER - {"completed"}
+        await src.ask("quit")
+    assert await asyncio.to_thread(destination.wait) == 130, destination.story()
+    assert await asyncio.to_thread(source.wait) == 0, source.story()
+    assert not lab.is_stopped(guest)
