@@ -133,6 +133,8 @@ class SourceConfig:
     """0: a broken connection ends the migration at once."""
     control: Path | None = None
     """Unix socket on which the daemon takes commands."""
+    metrics: Address | None = None
+    """Where Prometheus may scrape."""
 
     def __post_init__(self) -> None:
         validate_source(self)
@@ -160,6 +162,8 @@ class DestinationConfig:
     hook_timeout: float = 60.0
     control: Path | None = None
     """Unix socket on which the daemon takes commands."""
+    metrics: Address | None = None
+    """Where Prometheus may scrape."""
 
     def __post_init__(self) -> None:
         validate_destination(self)

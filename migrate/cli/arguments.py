@@ -9,6 +9,7 @@ from typing import NoReturn, TypeVar
 
 from migrate import __version__
 from migrate.cli.exit_codes import exit_code_help
+from migrate.config import Address
 from migrate.errors import UsageError
 
 T = TypeVar("T")
@@ -87,12 +88,19 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_control_option(parser: argparse.ArgumentParser) -> None:
-    """The option of the control socket, the same on both sides."""
-    parser.add_argument_group("control").add_argument(
+    """How it can be steered and watched, the same on both sides."""
+    group = parser.add_argument_group("control")
+    group.add_argument(
         "--control",
         type=Path,
         metavar="PATH",
         help="unix socket (mode 0600) on which the program takes commands in QMP's shape while it runs",
+    )
+    group.add_argument(
+        "--metrics",
+        type=typed(Address.parse),
+        metavar="HOST:PORT",
+        help="where Prometheus may scrape http://HOST:PORT/metrics; port 0 takes any free one and says which",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 
 from migrate import config
@@ -95,7 +96,12 @@ def start(config: DestinationConfig, reporter: Reporter) -> Coroutine[object, ob
     from migrate.daemon.destination import serve  # heavy: the kernel, msgpack, the sockets
     from migrate.daemon.destination_service import serve_destination
 
-    return serve(config, reporter) if config.control is None else serve_destination(config, reporter)
+    run = partial(serve if config.control is None else serve_destination, config)
+    if config.metrics is None:
+        return run(reporter)
+    from migrate.daemon.metrics import with_metrics
+
+    return with_metrics(config.metrics, reporter, run)
 
 
 def warnings(config: DestinationConfig) -> list[str]:

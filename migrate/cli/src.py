@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Coroutine, Sequence
+from functools import partial
 
 from migrate import config
 from migrate.cli.arguments import (
@@ -212,7 +213,12 @@ def start(config: SourceConfig, reporter: Reporter) -> Coroutine[object, object,
     from migrate.daemon.source import migrate  # heavy: the kernel, msgpack, the sockets
     from migrate.daemon.source_service import serve_source
 
-    return migrate(config, reporter) if config.control is None else serve_source(config, reporter)
+    run = partial(migrate if config.control is None else serve_source, config)
+    if config.metrics is None:
+        return run(reporter)
+    from migrate.daemon.metrics import with_metrics
+
+    return with_metrics(config.metrics, reporter, run)
 
 
 def warnings(config: SourceConfig) -> list[str]:

@@ -215,6 +215,7 @@ def _stored(fields: Fields, side: str) -> str:
 
 _WORDINGS: dict[str, Callable[[Fields, str], str]] = {
     "control": lambda fields, _: f"taking commands on {printable(fields.get('path'))}",
+    "metrics": lambda fields, _: f"metrics at http://{_address(fields)}/metrics",
     "listening": lambda fields, _: f"listening on {_address(fields)}",
     "connected": _connected,
     "negotiated": _negotiated,
