@@ -1,0 +1,127 @@
+"""The log that an emulator sets: no mark is lost, and a log that is damaged is not believed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ram_support import PAGE, Ram
+
+from migrate import kernel
+from migrate.ram.bitmap import DirtyBitmap
+from migrate.ram.digests import DigestTable
+from migrate.ram.image import RamImage
+from migrate.ram.trackers import LogTracker
+from migrate.ram.trackers.log import log_bytes
+
+
+@pytest.fixture
+def log_fd(shm_dir: Path) -> Iterator[int]:
+    """An empty log for 200 pages."""
+    fd = os.open(shm_dir / "guest.log", os.O_RDWR | os.O_CREAT)
+    os.ftruncate(fd, log_bytes(200 * PAGE))
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def tracker(log_fd: int, image: RamImage, table: DigestTable) -> Iterator[LogTracker]:
+    made = LogTracker({"pc.ram": log_fd})
+    made.start(image, table)
+    yield made
+    made.close()
+
+
+def mark(fd: int, page: int) -> None:
+    """As an emulator that is alone does."""
+    byte = os.pread(fd, 1, page >> 3)[0] | 1 << (page & 7)
+    os.pwrite(fd, bytes([byte]), page >> 3)
+
+
+def collect(tracker: LogTracker, *, stopped: bool = False) -> list[int]:
+    bitmap = DirtyBitmap(200)
+    assert tracker.collect(bitmap, stopped=stopped).dirty_pages == bitmap.count()
+    return [page for page in range(200) if bitmap.next(page) == page]
+
+
+def test_reports_what_was_marked_once(tracker: LogTracker, log_fd: int) -> None:
+    for page in (0, 63, 64, 199):
+        mark(log_fd, page)
+    assert collect(tracker) == [0, 63, 64, 199]
+    assert collect(tracker, stopped=True) == []
+    assert os.pread(log_fd, 64, 0) == bytes(log_bytes(200 * PAGE))
+
+
+def test_marks_beyond_the_block_mean_nothing(tracker: LogTracker, log_fd: int) -> None:
+    mark(log_fd, 201)
+    assert collect(tracker) == []
+
+
+def test_a_mark_after_the_last_copy_is_compared(
+    tracker: LogTracker, log_fd: int, small_ram: Ram, table: DigestTable
+) -> None:
+    collect(tracker, stopped=True)
+    mark(log_fd, 10)
+    assert tracker.differing() == 0  # zeros were sent, zeros are there
+    small_ram.fill(10, 4)
+    assert tracker.differing() == 1
+    assert collect(tracker) == [10]
+
+
+def test_a_punched_hole_is_found_without_a_mark(
+    log_fd: int, small_ram: Ram, image: RamImage, table: DigestTable
+) -> None:
+    for page in range(20, 40):
+        small_ram.fill(page, 1)
+    tracker = LogTracker({"pc.ram": log_fd})
+    tracker.start(image, table)
+    small_ram.punch(25, 5)
+    assert collect(tracker) == [25, 26, 27, 28, 29]
+    tracker.close()
+
+
+def test_a_log_that_was_cut_off_falls_back_to_scan(tracker: LogTracker, log_fd: int, small_ram: Ram) -> None:
+    small_ram.fill(77, 1)
+    os.ftruncate(log_fd, 8)
+    assert collect(tracker) == [77]
+    assert tracker.fault is not None and "32 are needed" in tracker.fault
+    assert tracker.differing() is None
+
+
+def test_a_log_that_is_too_short_from_the_start_falls_back_too(
+    log_fd: int, image: RamImage, table: DigestTable, small_ram: Ram
+) -> None:
+    os.ftruncate(log_fd, 16)
+    tracker = LogTracker({"pc.ram": log_fd})
+    tracker.start(image, table)
+    assert tracker.fault is not None
+    small_ram.fill(3, 1)
+    assert collect(tracker) == [3]
+    tracker.close()
+
+
+def test_no_mark_is_lost_to_a_fetch_at_the_same_time(
+    tracker: LogTracker, shm_dir: Path, tmp_path: Path
+) -> None:
+    """Every mark that changed a bit from 0 to 1 is reported exactly once, however the fetches fall."""
+    program = tmp_path / "log_writer"
+    subprocess.run(["cc", "-O2", "-o", program, Path(__file__).with_name("log_writer.c")], check=True)
+    found = 0
+    with subprocess.Popen(
+        [program, shm_dir / "guest.log", "200", "3000000"], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        while writer.poll() is None:
+            found += len(collect(tracker))
+        assert writer.stdout is not None
+        marked = int(writer.stdout.read())
+    found += len(collect(tracker))
+    assert found == marked > 200
+
+
+def test_only_the_native_kernel_can_fetch_and_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "IMPLEMENTATION", "reference")
+    with pytest.raises(Exception, match="native kernel"):
+        LogTracker({})

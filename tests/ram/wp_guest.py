@@ -1,0 +1,91 @@
+"""A guest for the tests of write tracking: does what it is told on its standard input, line by line.
+
+    python wp_guest.py RAM-FILE        prints "ready USERFAULTFD"
+
+`store PAGE BYTE`, `load PAGE`, `pwrite PAGE BYTE`, `punch PAGE COUNT` act on its first mapping or the file;
+`map FIRST COUNT` adds a mapping of a part, `store-there PAGE BYTE` writes through the one added last, `unmap`
+removes that one; `remap` maps all of RAM anew at the same addresses; `fork` leaves a child that has RAM
+mapped, until `end-child`. Each is answered by "done".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+import sys
+
+from migrate.guest._native import offer_tracking
+
+PAGE = 4096
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_FIXED = 0x10
+
+
+class Guest:
+    """Its RAM and the way it writes."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_RDWR)
+        self.length = os.fstat(self.fd).st_size
+        self.base = self._map(0, self.length)
+        self.added: list[tuple[int, int]] = []
+        self.child = 0
+
+    def _map(self, offset: int, length: int, at: int | None = None) -> int:
+        flags = mmap.MAP_SHARED | (_FIXED if at is not None else 0)
+        address = _libc.mmap(at, length, mmap.PROT_READ | mmap.PROT_WRITE, flags, self.fd, offset)
+        assert address not in (None, 2**64 - 1), os.strerror(ctypes.get_errno())
+        return int(address)
+
+    def store(self, page: int, byte: int) -> None:
+        ctypes.memset(self.base + page * PAGE, byte, PAGE)
+
+    def load(self, page: int) -> None:
+        ctypes.string_at(self.base + page * PAGE, PAGE)
+
+    def pwrite(self, page: int, byte: int) -> None:
+        os.pwrite(self.fd, bytes([byte]) * PAGE, page * PAGE)
+
+    def punch(self, page: int, count: int) -> None:
+        offset, length = ctypes.c_long(page * PAGE), ctypes.c_long(count * PAGE)
+        assert _libc.fallocate(self.fd, 0x03, offset, length) == 0
+
+    def map(self, first: int, count: int) -> None:
+        self.added.append((self._map(first * PAGE, count * PAGE), count * PAGE))
+
+    def store_there(self, page: int, byte: int) -> None:
+        ctypes.memset(self.added[-1][0] + page * PAGE, byte, PAGE)
+
+    def unmap(self) -> None:
+        address, length = self.added.pop()
+        assert _libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(length)) == 0
+
+    def remap(self) -> None:
+        self._map(0, self.length, self.base)
+
+    def fork(self) -> None:
+        self.child = os.fork()
+        if not self.child:
+            signal.pause()
+            os._exit(0)
+
+    def end_child(self) -> None:
+        os.kill(self.child, signal.SIGKILL)
+        os.waitpid(self.child, 0)
+
+
+def main() -> None:
+    guest = Guest(sys.argv[1])
+    print("ready", offer_tracking(), flush=True)
+    for line in sys.stdin:
+        name, *numbers = line.split()
+        getattr(guest, name.replace("-", "_"))(*map(int, numbers))
+        print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main()
