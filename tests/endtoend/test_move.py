@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -43,6 +46,9 @@ def test_every_workload_goes_on_at_the_destination(lab: Lab, workload: str) -> N
         ("--verify=full",),
         ("--compression=zlib",),
         ("--dirty-tracker=stop",),
+        ("--dirty-tracker=scan",),
+        ("--dirty-tracker=wp",),
+        ("--dirty-tracker=wp", "--verify=full"),
         ("--lanes=3", "--compression=zlib", "--verify=full"),
     ],
     ids=" ".join,
@@ -60,6 +66,57 @@ def test_several_blocks_on_disk_and_tmpfs(shm_dir: Path, tmp_path: Path) -> None
         lab.destination_ram = {name: tmp_path / f"d-{names[name]}" for name in lab.destination_ram}
         guest = lab.start_guest("--workload=mixed", "--rate=20000")
         move(lab, guest, "--downtime-limit=2000")
+
+
+def test_auto_takes_write_protection_and_says_why(lab: Lab) -> None:
+    guest = lab.start_guest("--workload=kv", "--rate=20000")
+    source = move(lab, guest, "--downtime-limit=1000")
+    event = source.wait_event("tracker")
+    assert event["name"] == source.summary["dirty-tracker"] == "wp"
+    assert event["reasons"] == [
+        "log: no --dirty-log was given",
+        f"wp: process {guest.pid} offers a userfaultfd",
+    ]
+    assert not source.found("warning")
+
+
+def test_auto_falls_back_to_scan_and_says_why(lab: Lab) -> None:
+    """Two guests' worth of mappings: write protection would not see the other's writes."""
+    guest = lab.start_guest("--workload=kv", "--rate=20000")
+    with lab.source_ram["pc.ram"].open("r+b") as file, mmap.mmap(file.fileno(), 0):
+        source = move(lab, guest, "--downtime-limit=1000")
+    event = source.wait_event("tracker")
+    assert event["name"] == "scan"
+    assert f"wp: process {os.getpid()} can write the RAM file as well" in event["reasons"][1]
+
+
+def test_a_log_that_the_emulator_sets(lab: Lab, shm_dir: Path) -> None:
+    """The guest stands still but for what this test writes and marks, in an order that only the log tells."""
+    guest = lab.start_guest("--workload=idle")
+    guest.signal(signal.SIGSTOP)
+    log = shm_dir / "log"
+    log.write_bytes(bytes(512))
+    destination = lab.start_destination("--once", resume=False)
+    source = lab.start_source(
+        destination.wait_event("listening")["port"],
+        guest,
+        "--dirty-tracker=log",
+        f"--dirty-log=pc.ram={log}",
+        "--max-bandwidth=20M",
+    )
+    source.wait_event("status", lambda event: event["new"] == "active")
+    with lab.source_ram["pc.ram"].open("r+b") as ram, log.open("r+b") as marks:
+        for page in range(100, 4000, 37):
+            ram.seek(page * 4096)
+            ram.write(b"changed")
+            ram.flush()
+            marks.seek(page >> 3)
+            marks.write(bytes([1 << (page & 7)]))
+            marks.flush()
+    assert source.wait() == 0, source.story()
+    assert destination.wait() == 0
+    assert source.summary["dirty-tracker"] == "log"
+    assert lab.differing_bytes() == 0
 
 
 def test_thrash_moves_when_the_pause_is_forced(lab: Lab) -> None:

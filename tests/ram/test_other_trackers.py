@@ -7,11 +7,11 @@ import threading
 import pytest
 from ram_support import Ram
 
-from migrate.errors import CancelledMigration, UsageError
+from migrate.errors import CancelledMigration, RefusedError, UsageError
 from migrate.ram.bitmap import DirtyBitmap
 from migrate.ram.digests import DigestTable
 from migrate.ram.image import RamImage
-from migrate.ram.trackers import StopTracker, choose
+from migrate.ram.trackers import Offer, StopTracker, choose
 
 
 def test_stop_says_nothing_while_the_guest_runs_and_everything_after(
@@ -67,6 +67,18 @@ def test_the_choice_and_its_reasons(requested: str, name: str) -> None:
     assert reasons[0].startswith(f"{name}: ")
     assert tracker.describe().startswith(f"{name}: ")
     tracker.close()
+
+
+def test_auto_takes_the_first_offer_that_there_is() -> None:
+    one, two = StopTracker(), StopTracker()
+    offers = [Offer("log", None, "no log"), Offer("wp", one, "a descriptor"), Offer("more", two, "never")]
+    assert choose("auto", offers) == (one, ["log: no log", "wp: a descriptor"])
+    assert choose("wp", offers) == (one, ["wp: asked for by --dirty-tracker", "wp: a descriptor"])
+
+
+def test_what_was_asked_for_and_is_not_there_is_refused() -> None:
+    with pytest.raises(RefusedError, match="--dirty-tracker log is not possible: no log"):
+        choose("log", [Offer("log", None, "no log")])
 
 
 def test_no_other_tracker_can_be_asked_for() -> None:
