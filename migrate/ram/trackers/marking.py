@@ -53,6 +53,9 @@ class MarkingTracker(DirtyTracker):
     def _fetch(self, found: DirtyBitmap) -> None:
         """Add what was written since the last call. Raises OSError: that is not known."""
 
+    def _check(self) -> None:
+        """Look, while the guest runs, for what makes the reports worthless. Raises OSError."""
+
     def start(self, image: RamImage, digests: DigestTable) -> None:
         self._image = image
         self._digests = digests
@@ -76,7 +79,7 @@ class MarkingTracker(DirtyTracker):
         if not stopped:
             self._wait_until_settled(stop)
         began = time.monotonic()
-        self._fetch_or_degrade()
+        self._fetch_or_degrade(check=not stopped)
         if self._fallback is not None:
             return self._collect_all(bitmap, stopped, stop)
         data = self._data_pages()
@@ -123,10 +126,12 @@ class MarkingTracker(DirtyTracker):
         if left > 0 and cost > LARGE_COMPARE:
             (stop or threading.Event()).wait(left)
 
-    def _fetch_or_degrade(self) -> None:
+    def _fetch_or_degrade(self, *, check: bool = False) -> None:
         if self._fallback is not None:
             return
         try:
+            if check:
+                self._check()
             self._fetch(self._found)
         except OSError as error:
             self._degrade(error)

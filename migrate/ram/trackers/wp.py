@@ -68,10 +68,12 @@ class WpTracker(MarkingTracker):
         self._ram = image
         self._fetch(DirtyBitmap(image.layout.total_pages))
 
-    def _fetch(self, found: DirtyBitmap) -> None:
+    def _check(self) -> None:
         writer = self._memory.other_writer(self._ram)
         if writer is not None:
             raise OSError(f"{writer} can write the RAM file as well")
+
+    def _fetch(self, found: DirtyBitmap) -> None:
         mappings = self._memory.mappings(self._ram)
         if not mappings:
             raise OSError("the guest has none of the RAM files mapped")
