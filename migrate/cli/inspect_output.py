@@ -13,6 +13,9 @@ from migrate.units import format_size
 _COLUMNS = ("zero", "zero_again", "normal", "xbzrle", "xbzrle_runs", "xbzrle_bytes")
 _PLAIN = ("format", "machine", "page_size", "bytes", "lane", "multifd_flushes", "device_state_bytes", "final")
 
+SHOWN_ROWS = 20
+"""Of a long table a person sees so many at its beginning, and as many at its end."""
+
 
 def print_record(*, json: bool) -> Callable[[PageRecord], None]:
     """A function that prints one page record a line."""
@@ -63,7 +66,12 @@ def _print_table(key: str, rows: list[dict[str, object]]) -> None:
     extra = "length" if key == "name" else "wire_bytes"
     head = ("block" if key == "name" else key, extra.replace("_", "-"), *_COLUMNS)
     print(f"\n{head[0]:<24}{head[1]:>12}" + "".join(f"{name.replace('_', '-'):>13}" for name in _COLUMNS))
-    for row in rows:
+    left_out = len(rows) - 2 * SHOWN_ROWS
+    for number, row in enumerate(rows):
+        if left_out > 0 and SHOWN_ROWS <= number < SHOWN_ROWS + left_out:
+            if number == SHOWN_ROWS:
+                print(f"… {left_out} more; --json has them all")
+            continue
         size = row.get(extra)
         counts = "".join(f"{row.get(name, 0)!s:>13}" for name in _COLUMNS)
         print(f"{printable(row[key]):<24}{format_size(size) if isinstance(size, int) else '-':>12}{counts}")

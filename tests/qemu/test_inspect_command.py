@@ -13,6 +13,7 @@ from qemu_support import MULTIFD, POSTCOPY, STREAMS, channels, meta, stream, tru
 
 from migrate import kernel
 from migrate.cli.inspect import main
+from migrate.cli.inspect_output import SHOWN_ROWS
 from migrate.protocol.batch import BatchHeader, Kind, encode_marker
 from migrate.protocol.record_listing import delta_runs
 from migrate.protocol.records import encode_block_list
@@ -50,6 +51,22 @@ def test_the_summary_for_people(recorded: Path, capsys: pytest.CaptureFixture[st
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["sections", "1", "start,", "11", "part,", "1", "end"] in lines
     assert ["mem", "16", "MiB", "3848", "20", "545", "414", "7849", "33759"] in lines
+
+
+def test_a_long_table_is_folded_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "stream"
+    path.write_bytes(stream("one-block-q7.2"))
+    assert main([str(path), "--json"]) == 0
+    rounds = len(summary(capsys.readouterr().out)["rounds"])
+    assert rounds > 100
+    assert main([str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    fold = lines.index(f"… {rounds - 2 * SHOWN_ROWS} more; --json has them all")
+    assert [line.split()[0] for line in lines[fold - SHOWN_ROWS : fold]] == [
+        str(n) for n in range(1, SHOWN_ROWS + 1)
+    ]
+    last = [str(number) for number in range(rounds - SHOWN_ROWS + 1, rounds + 1)]
+    assert [line.split()[0] for line in lines[fold + 1 :]] == last
 
 
 def test_pages_are_listed_with_their_runs(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
