@@ -7,8 +7,15 @@ from migrate.protocol import messages as m
 from migrate.units import format_size
 
 
-def check_items(config: SourceConfig, hello: m.Hello, accept: m.Accept, guest: str) -> list[dict[str, str]]:
-    """Rows of what, value and verdict ("ok", or "note" where the peer gave less than was asked for)."""
+def check_items(
+    config: SourceConfig, hello: m.Hello, accept: m.Accept, tracker: str, guest: str
+) -> list[dict[str, str]]:
+    """Rows of what, value and verdict ("ok", or "note" where the peer gave less than was asked for).
+
+    Args:
+        tracker: the dirty tracker that was chosen.
+        guest: how the guest is paused.
+    """
 
     def row(what: str, value: str, verdict: str = "ok") -> dict[str, str]:
         return {"what": what, "value": value, "verdict": verdict}
@@ -28,6 +35,7 @@ def check_items(config: SourceConfig, hello: m.Hello, accept: m.Accept, guest: s
     rows.append(row("page cache", cache + asked, "note" if asked else "ok"))
     rows.append(row("lanes", str(accept.lanes), "ok" if accept.lanes == config.lanes else "note"))
     rows.append(row("proof", accept.verify))
-    rows.append(row("dirty tracker", config.dirty_tracker))
+    chosen = " (chosen by auto)" if config.dirty_tracker == "auto" else ""
+    rows.append(row("dirty tracker", tracker + chosen))
     rows.append(row("guest", guest))
     return rows

@@ -336,7 +336,13 @@ class SourceDaemon:
         if action.name == "negotiated" and self._config.check:
             agreed = self._machine.link.agreed
             assert agreed is not None
-            items = check_items(self._config, self._machine.link.hello, agreed, self._guest.describe())
+            items = check_items(
+                self._config,
+                self._machine.link.hello,
+                agreed,
+                self._work.tracker_name,
+                self._guest.describe(),
+            )
             self._reporter.event("check", items=items)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:

@@ -50,6 +50,11 @@ class SourceWork:
         self._told_fault: str | None = None
         self._stop = threading.Event()
 
+    @property
+    def tracker_name(self) -> str:
+        """The tracker that was chosen."""
+        return self._tracker.name
+
     def stop(self) -> None:
         """End what runs in threads soon."""
         self._stop.set()

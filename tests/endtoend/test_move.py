@@ -182,6 +182,7 @@ def test_check_moves_nothing(lab: Lab) -> None:
     assert source.wait() == 0, source.story()
     items = {row["what"]: row for row in source.wait_event("check")["items"]}
     assert items["RAM block pc.ram"]["verdict"] == "ok"
+    assert items["dirty tracker"]["value"] == f"{source.wait_event('tracker')['name']} (chosen by auto)"
     assert not lab.is_stopped(guest)
     assert not any(path.exists() for path in lab.destination_ram.values())
     assert destination.process.poll() is None, "a pre-flight is not the one migration of --once"
