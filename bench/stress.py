@@ -52,7 +52,7 @@ def draw(rng: random.Random, number: int, memory: Path, disk: Path) -> tuple[Lab
         f"--lanes={rng.choice((1, 1, 2, 3))}",
         f"--compression={rng.choice(('none', 'none', 'none', 'zlib'))}",
         f"--verify={rng.choice(('stream', 'ram', 'ram', 'full'))}",
-        f"--dirty-tracker={rng.choice(('auto', 'auto', 'auto', 'stop'))}",
+        f"--dirty-tracker={rng.choice(('auto', 'auto', 'scan', 'stop'))}",
         "--downtime-limit=1000",
         "--timeout-action=pause",
         f"--max-rounds={rng.choice((3, 5))}",
@@ -125,7 +125,8 @@ def main() -> int:
         if summary:
             sent = summary["ram"]["transferred"] / 2**20
             rounds = summary["ram"]["dirty-sync-count"]
-            numbers = f"{rounds:2d} rounds {sent:6.1f} MiB downtime {summary['downtime']:4d} ms"
+            tracker, downtime = summary["dirty-tracker"], summary["downtime"]
+            numbers = f"{tracker:4s} {rounds:2d} rounds {sent:6.1f} MiB downtime {downtime:4d} ms"
         bad = ", ".join(f"{count} {name}" for name, count in found.items() if count) or "ok"
         print(f"{number + 1:4d} {story}: {numbers} {bad}", flush=True)
     print(", ".join(f"{wrong[name]} {name}" for name in FAULTS))
