@@ -31,7 +31,7 @@ def run(runs: int, mib: int, memory: Path) -> Part:
     ratios = [rate / of for rate, of in zip(columns["round 1, GB/s"], pump, strict=True)]
     part = Part("The whole product: an idle guest over loopback")
     part.text.append(
-        f"Guest of {mib} MiB of random RAM that only beats, default options (tracker `wp` where the kernel has it,"
+        f"Guest of {mib} MiB of random RAM that only beats, default options (tracker `wp` where possible,"
         " whose second round begins two seconds after the first at the earliest; cache of 64 MiB,"
         f" proof level `ram`), destination file all holes; {runs} runs, a bare pump before each."
         " Median (lowest to highest)."
