@@ -62,6 +62,9 @@ def pytest_runtest_makereport(
 def pytest_sessionstart(session: pytest.Session) -> None:
     del session
     os.environ[RUN_MARK] = RUN_ID  # inherited by every process that a test starts
+    # So is what is ignored: under nohup, or in the background of a script, no daemon would obey its signals.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
