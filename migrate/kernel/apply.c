@@ -1,7 +1,6 @@
 /* Destination, second pass: a checked batch is written to RAM, read back, and its digests recorded. */
 #include <errno.h>
 #include <stdlib.h>
-#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -64,19 +63,6 @@ static void sort_out(struct writer *w)
     w->order_count = kept;
 }
 
-/* A write behind the end of a truncated file would lengthen it without a word. */
-static enum mk_status check_length(struct writer *w, size_t block)
-{
-    const struct mk_block *to = &w->q->ram->blocks[block];
-    uint64_t length = to->pages << w->q->ram->page_shift;
-    struct stat status;
-    if (fstat(to->fd, &status) != 0)
-        return fail(w, MK_RAM, block, 0, "looking at the file failed", errno);
-    if (S_ISREG(status.st_mode) && (uint64_t)status.st_size < length)
-        return fail(w, MK_RAM, block, (uint64_t)status.st_size, "the file ended before the block did", 0);
-    return MK_OK;
-}
-
 static enum mk_status write_run(struct writer *w, const struct landing *const *run, size_t count)
 {
     size_t block = run[0]->block;
@@ -85,22 +71,7 @@ static enum mk_status write_run(struct writer *w, const struct landing *const *r
     struct iovec parts[RUN_MAX];
     for (size_t i = 0; i < count; i++)
         parts[i] = (struct iovec){(void *)(uintptr_t)run[i]->content, page_size};
-    struct iovec *part = parts;
-    while (count > 0) {
-        ssize_t put = pwritev(w->q->ram->blocks[block].fd, part, (int)count, (off_t)offset);
-        if (put < 0 && errno == EINTR)
-            continue;
-        if (put <= 0)
-            return fail(w, MK_RAM, block, offset, "writing failed", put < 0 ? errno : 0);
-        offset += (uint64_t)put;
-        for (; count > 0 && (size_t)put >= part->iov_len; part++, count--)
-            put -= (ssize_t)part->iov_len;
-        if (count > 0 && put > 0) {
-            part->iov_base = (uint8_t *)part->iov_base + put;
-            part->iov_len -= (size_t)put;
-        }
-    }
-    return MK_OK;
+    return write_parts(w->q->ram, block, offset, parts, count, w->error);
 }
 
 static enum mk_status verify_run(struct writer *w, const struct landing *const *run, size_t count)
@@ -152,7 +123,7 @@ static enum mk_status write_all(struct writer *w)
             run++;
         enum mk_status status = MK_OK;
         if (checked_block != first->block)
-            status = check_length(w, first->block);
+            status = check_length(w->q->ram, first->block, w->error);
         checked_block = first->block;
         if (status == MK_OK)
             status = write_run(w, &w->order[i], run);

@@ -3,6 +3,7 @@
 #define MIGRATE_KERNEL_INTERNAL_H
 
 #include <string.h>
+#include <sys/uio.h>
 
 #include "kernel.h"
 
@@ -188,6 +189,12 @@ extern const uint8_t zero_page[MK_PAGE_SIZE_MAX];
  * (at least one), or 0 with *error set. Fewer than asked for is legal: ask again. */
 size_t read_pages(
     const struct mk_ram *ram, size_t block, uint64_t first, uint8_t *const *into, size_t pages,
+    struct mk_error *error);
+/* A write behind the end of a truncated file would lengthen it without a word: look before the first one. */
+enum mk_status check_length(const struct mk_ram *ram, size_t block, struct mk_error *error);
+/* All of the parts, from that byte of the block on; they are used up. */
+enum mk_status write_parts(
+    const struct mk_ram *ram, size_t block, uint64_t offset, struct iovec *part, size_t count,
     struct mk_error *error);
 
 #endif

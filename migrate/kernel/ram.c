@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <sys/uio.h>
 
+#include <sys/stat.h>
+#include <unistd.h>
 #include "internal.h"
 
 /* Page numbers stay below 2**48, so that byte offsets (65536 bytes a page) stay below 2**63 with room to
@@ -132,4 +134,42 @@ size_t read_pages(
         if (have >= ram->page_size)
             return have >> ram->page_shift; /* a part of a further page is read again by the next call */
     }
+}
+
+static enum mk_status fail(struct mk_error *error, size_t block, uint64_t at, const char *what, int sys)
+{
+    *error = (struct mk_error){.status = MK_RAM, .what = what, .block = block, .at = at, .sys = sys};
+    return MK_RAM;
+}
+
+enum mk_status check_length(const struct mk_ram *ram, size_t block, struct mk_error *error)
+{
+    const struct mk_block *to = &ram->blocks[block];
+    struct stat status;
+    if (fstat(to->fd, &status) != 0)
+        return fail(error, block, 0, "looking at the file failed", errno);
+    if (S_ISREG(status.st_mode) && (uint64_t)status.st_size < to->pages << ram->page_shift)
+        return fail(error, block, (uint64_t)status.st_size, "the file ended before the block did", 0);
+    return MK_OK;
+}
+
+enum mk_status write_parts(
+    const struct mk_ram *ram, size_t block, uint64_t offset, struct iovec *part, size_t count,
+    struct mk_error *error)
+{
+    while (count > 0) {
+        ssize_t put = pwritev(ram->blocks[block].fd, part, (int)count, (off_t)offset);
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put <= 0)
+            return fail(error, block, offset, "writing failed", put < 0 ? errno : 0);
+        offset += (uint64_t)put;
+        for (; count > 0 && (size_t)put >= part->iov_len; part++, count--)
+            put -= (ssize_t)part->iov_len;
+        if (count > 0 && put > 0) {
+            part->iov_base = (uint8_t *)part->iov_base + put;
+            part->iov_len -= (size_t)put;
+        }
+    }
+    return MK_OK;
 }

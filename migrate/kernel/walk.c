@@ -1,9 +1,6 @@
 /* Destination of a real QEMU: the records of a RAM section as they come (qemu-ram-stream.md 2.1, 2.4, 3).
  * Nothing vouches for them but themselves: each is checked, then lands. Hostile bytes. */
-#include <errno.h>
-#include <sys/stat.h>
 #include <sys/uio.h>
-#include <unistd.h>
 
 #include "internal.h"
 
@@ -45,50 +42,22 @@ static size_t left(const struct walker *w)
 
 /* ---- writing ------------------------------------------------------------------------------------------- */
 
-static enum mk_status fail(struct walker *w, size_t block, uint64_t at, const char *what, int sys)
+static enum mk_status check_once(struct walker *w, size_t block)
 {
-    *w->error = (struct mk_error){.status = MK_RAM, .what = what, .block = block, .at = at, .sys = sys};
-    return MK_RAM;
-}
-
-/* A write behind the end of a truncated file would lengthen it without a word. */
-static enum mk_status check_length(struct walker *w, size_t block)
-{
-    const struct mk_block *to = &w->q->ram->blocks[block];
-    struct stat status;
-    if (w->checked_block == block)
-        return MK_OK;
-    if (fstat(to->fd, &status) != 0)
-        return fail(w, block, 0, "looking at the file failed", errno);
-    if (S_ISREG(status.st_mode) && (uint64_t)status.st_size < to->pages << w->q->ram->page_shift)
-        return fail(w, block, (uint64_t)status.st_size, "the file ended before the block did", 0);
-    w->checked_block = block;
-    return MK_OK;
+    enum mk_status status = w->checked_block == block ? MK_OK : check_length(w->q->ram, block, w->error);
+    if (status == MK_OK)
+        w->checked_block = block;
+    return status;
 }
 
 static enum mk_status
 write_pages(struct walker *w, size_t block, uint64_t first, struct iovec *part, size_t count)
 {
-    uint64_t offset = first << w->q->ram->page_shift;
-    enum mk_status status = check_length(w, block);
+    enum mk_status status = check_once(w, block);
     if (status != MK_OK)
         return status;
     w->r->written += count;
-    while (count > 0) {
-        ssize_t put = pwritev(w->q->ram->blocks[block].fd, part, (int)count, (off_t)offset);
-        if (put < 0 && errno == EINTR)
-            continue;
-        if (put <= 0)
-            return fail(w, block, offset, "writing failed", put < 0 ? errno : 0);
-        offset += (uint64_t)put;
-        for (; count > 0 && (size_t)put >= part->iov_len; part++, count--)
-            put -= (ssize_t)part->iov_len;
-        if (count > 0) {
-            part->iov_base = (uint8_t *)part->iov_base + put;
-            part->iov_len -= (size_t)put;
-        }
-    }
-    return MK_OK;
+    return write_parts(w->q->ram, block, first << w->q->ram->page_shift, part, count, w->error);
 }
 
 static enum mk_status write_run(struct walker *w)
@@ -155,7 +124,7 @@ static enum mk_status land_delta(struct walker *w, const struct record *record)
     }
     enum mk_status status = write_run(w);
     if (status == MK_OK)
-        status = check_length(w, record->block);
+        status = check_once(w, record->block);
     if (status != MK_OK)
         return status;
     if (!bit_is_set(w->q->content, page))
