@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Mapping
 
+from migrate.daemon.asked_guest import AskedGuest
 from migrate.daemon.guest import GuestControl
-from migrate.daemon.hooks import HookError, run_hook
+from migrate.daemon.hooks import run_hook
 from migrate.errors import GuestError
 
 
-class CommandGuest(GuestControl):
+class CommandGuest(AskedGuest):
     """Pauses by `--pause-cmd` and resumes by `--resume-cmd`; believes their exit status.
 
     Args:
         environment: for both commands (`hook_environment`).
         time_limit: seconds for the resume command.
     """
+
+    resume_name = "--resume-cmd"
 
     def __init__(
         self,
@@ -26,11 +27,11 @@ class CommandGuest(GuestControl):
         environment: Mapping[str, str] | None = None,
         time_limit: float = 30.0,
     ) -> None:
+        super().__init__()
         self._pause_cmd = pause_cmd
         self._resume_cmd = resume_cmd
         self._environment = environment or {}
         self._time_limit = time_limit
-        self._may_be_paused = False
 
     def describe(self) -> str:
         return f"paused by the command {self._pause_cmd!r}, resumed by {self._resume_cmd!r}"
@@ -40,27 +41,6 @@ class CommandGuest(GuestControl):
             if not command.strip():
                 raise GuestError(f"{option}: the command is empty", side="source")
 
-    async def pause(self, deadline_s: float) -> None:
-        self._may_be_paused = True
-        try:
-            await run_hook("--pause-cmd", self._pause_cmd, self._environment, deadline_s)
-        except HookError as failure:
-            await self._undo(failure)
-            raise
-        except asyncio.CancelledError:
-            with contextlib.suppress(HookError):  # whoever cancels will ask for a resume again
-                await self.resume()
-            raise
-
-    async def resume(self) -> None:
-        if self._may_be_paused:
-            await run_hook("--resume-cmd", self._resume_cmd, self._environment, self._time_limit)
-            self._may_be_paused = False
-
-    async def still_paused(self) -> bool:
-        """What the commands were told: whether the guest obeys cannot be seen."""
-        return self._may_be_paused
-
     async def kill(self) -> None:
         raise GuestError(
             "a guest that is reached by --pause-cmd cannot be killed: no process is known",
@@ -68,22 +48,11 @@ class CommandGuest(GuestControl):
             hint="use --guest-pid with --source-after kill, or end the guest by hand",
         )
 
-    async def alive(self) -> bool:
-        """Always true: no process is known."""
-        return True
+    async def _ask_to_pause(self, time_limit: float) -> None:
+        await run_hook("--pause-cmd", self._pause_cmd, self._environment, time_limit)
 
-    async def _undo(self, failure: HookError) -> None:
-        """Resume the guest, which the failed pause command may have stopped; say in the error where it is."""
-        try:
-            await self.resume()
-        except HookError as second:
-            failure.with_context(
-                side="source",
-                guest="the guest may be paused at the source: --resume-cmd failed too",
-                hint=f"let it run by hand; --resume-cmd said: {second.output or second.message}",
-            )
-        else:
-            failure.with_context(side="source", guest="the guest runs at the source")
+    async def _ask_to_resume(self) -> None:
+        await run_hook("--resume-cmd", self._resume_cmd, self._environment, self._time_limit)
 
 
 class NoGuest(GuestControl):

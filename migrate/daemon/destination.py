@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from migrate import __version__
 from migrate.config import DestinationConfig
+from migrate.daemon.arrival import CommandArrival
 from migrate.daemon.control_channel import ControlChannel
 from migrate.daemon.incoming import Incoming
 from migrate.daemon.listener import Listener
@@ -208,7 +209,8 @@ class DestinationDaemon:
                 raise
             return m.Reject(NO_MEMORY, "--ram", "destination")
         self._reporter.event("connected", peer=channel.peer, migration=hello.migration.hex())
-        self.incoming = Incoming(self._config, self._reporter, machine, image, channel)
+        arrival = CommandArrival(self._config, hello.migration.hex(), image.paths)
+        self.incoming = Incoming(self._reporter, machine, image, channel, arrival)
         self._arrived.set()
         return None
 

@@ -66,18 +66,7 @@ class StateDirectory:
             ProtocolError: the peer sent too much of it, or a name that is not allowed; nothing was written.
             GuestError: there is no room for it.
         """
-        if len(states) > MAX_BLOBS:
-            raise ProtocolError(
-                f"the peer sent {len(states)} pieces of device state, at most {MAX_BLOBS} are allowed"
-            )
-        if len({state.name for state in states}) != len(states):
-            raise ProtocolError("the peer sent two pieces of device state with one name")
-        for state in states:
-            if not is_state_name(state.name) or len(state.data) > MAX_BLOB_BYTES:
-                raise ProtocolError(
-                    f"the peer sent device state {state.name[:64]!r} of {len(state.data)} bytes: names are"
-                    f" {_NAME.pattern}, and {MAX_BLOB_BYTES} bytes the most"
-                )
+        check_states(states)
         try:
             for state in states:
                 file = os.open(
@@ -113,6 +102,22 @@ class StateDirectory:
         if len(data) > MAX_BLOB_BYTES:
             raise GuestError(f"--state-cmd made {name!r} larger than {MAX_BLOB_BYTES >> 20} MiB")
         return data
+
+
+def check_states(states: Sequence[DeviceState]) -> None:
+    """Raise ProtocolError unless a peer may send all of this."""
+    if len(states) > MAX_BLOBS:
+        raise ProtocolError(
+            f"the peer sent {len(states)} pieces of device state, at most {MAX_BLOBS} are allowed"
+        )
+    if len({state.name for state in states}) != len(states):
+        raise ProtocolError("the peer sent two pieces of device state with one name")
+    for state in states:
+        if not is_state_name(state.name) or len(state.data) > MAX_BLOB_BYTES:
+            raise ProtocolError(
+                f"the peer sent device state {state.name[:64]!r} of {len(state.data)} bytes: names are"
+                f" {_NAME.pattern}, and {MAX_BLOB_BYTES} bytes the most"
+            )
 
 
 def is_state_name(name: str) -> bool:

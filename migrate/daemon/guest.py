@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import abc
 
+from migrate.daemon.device_state import DeviceState
+
 
 class GuestControl(abc.ABC):
     """A way to reach the guest. One object a migration; its calls come one after the other.
@@ -44,6 +46,10 @@ class GuestControl(abc.ABC):
     @abc.abstractmethod
     async def still_paused(self) -> bool:
         """Whether the pause still holds: nobody else let the guest run, and it has not died."""
+
+    async def state(self) -> list[DeviceState]:
+        """The paused guest's device state, where it gives it by itself. Raises GuestError."""
+        return []
 
     @abc.abstractmethod
     async def kill(self) -> None:

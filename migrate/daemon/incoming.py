@@ -9,10 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 
-from migrate.config import DestinationConfig
+from migrate.daemon.arrival import Arrival
 from migrate.daemon.control_channel import ControlChannel
-from migrate.daemon.device_state import DeviceState, StateDirectory
-from migrate.daemon.hooks import hook_environment, run_hook
+from migrate.daemon.device_state import DeviceState
 from migrate.daemon.lane_receiver import LaneReceiver
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.sockets import shut_down
@@ -39,25 +38,26 @@ class Incoming:
     Args:
         image: marked as incoming; closed when the migration has ended.
         channel: the control connection that said hello.
+        arrival: brings the guest up; closed when the migration has ended.
     """
 
     def __init__(
         self,
-        config: DestinationConfig,
         reporter: Reporter,
         machine: DestinationMachine,
         image: RamImage,
         channel: ControlChannel,
+        arrival: Arrival,
     ) -> None:
         self.migration = machine.hello.migration.hex()
         self.handed_over = False
         """The guest is ours: its RAM must not be touched any more."""
         self.stop_wanted = False
         """A person wants the program to end, whatever becomes of this migration."""
-        self._config = config
         self._reporter = reporter
         self._machine = machine
         self._image = image
+        self._arrival = arrival
         self._channel: ControlChannel | None = None
         self._sockets: dict[tuple[int, int], socket.socket] = {}
         """Lane connections that wait for their thread, by (lane, epoch)."""
@@ -65,7 +65,6 @@ class Incoming:
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: MigrateError | None = None
         self._hook: asyncio.Task[None] | None = None
-        self._state: StateDirectory | None = None
         self._stop = threading.Event()
         self._finished: asyncio.Future[MigrateError | None] = asyncio.get_running_loop().create_future()
         self._take_channel(channel)
@@ -133,8 +132,7 @@ class Incoming:
         if self._channel is not None:
             self._channel.close()
             await self._channel.closed(CLOSE_SECONDS)
-        if self._state is not None:
-            self._state.close()
+        self._arrival.close()
         self._image.close()
 
     # --- connections -------------------------------------------------------------------------------------
@@ -296,12 +294,8 @@ class Incoming:
         error: MigrateError | None = None
         began = time.monotonic()
         try:
-            if self._state is not None:
-                self._state.close()
-            self._state = StateDirectory()
             states = [DeviceState(name, data) for name, data in self._machine.blobs.items()]
-            await asyncio.to_thread(self._state.write, states)
-            await self._run("--on-prepare", self._config.on_prepare)
+            await self._arrival.load(self._machine.hello.attempt, states)
         except MigrateError as problem:
             error = problem
         self._input(self._machine.hook_ended, number, error, time.monotonic() - began)
@@ -313,21 +307,9 @@ class Incoming:
         self.handed_over = True
         try:
             await asyncio.to_thread(self._image.unmark)
-            await self._run("--on-commit", self._config.on_commit)
+            await self._arrival.run(self._machine.hello.attempt)
         except MigrateError as problem:
             error = problem
         except OSError as problem:
             error = GuestError(f"the on-commit command could not be run: {problem}")
         self._input(self._machine.hook_ended, 0, error, time.monotonic() - began)
-
-    async def _run(self, name: str, command: str | None) -> None:
-        if command is None:
-            return
-        environment = hook_environment(
-            migration_id=self.migration,
-            attempt=self._machine.hello.attempt,
-            side="destination",
-            ram=self._image.paths,
-            state_dir=self._state.path if self._state is not None else None,
-        )
-        await run_hook(name, command, environment, self._config.hook_timeout)

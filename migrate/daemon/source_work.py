@@ -85,9 +85,9 @@ class SourceWork:
         return HarvestResult(dirty, found.dirty_pages, found.seconds, began, found.compare_seconds)
 
     async def collect_state(self) -> list[tuple[str, bytes]]:
-        """Run --state-cmd; the pieces of device state it made. Raises GuestError."""
+        """The pieces of device state: what --state-cmd makes, or the guest gives. Raises GuestError."""
         if self._config.state_cmd is None:
-            return []
+            return [(state.name, state.data) for state in await self._guest.state()]
         with StateDirectory() as directory:
             environment = hook_environment(
                 migration_id=self._migration,
