@@ -168,9 +168,13 @@ class Lab:
 
     def run(self, name: str, *arguments: str) -> Program:
         """Start one of our commands with `--json`."""
-        started = Program([program(name), *arguments, "--json"])
+        started = Program([*self.command(name), *arguments, "--json"])
         self._programs.append(started)
         return started
+
+    def command(self, name: str) -> list[str]:
+        """How one of our commands is called."""
+        return [program(name)]
 
     def start_guest(self, *options: str) -> Program:
         """A new guest at the source, beating when this returns."""
