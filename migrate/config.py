@@ -66,6 +66,13 @@ class RamSpec:
 
     name: str
     path: Path
+    held: bool = False
+    """A guest of this library or on a guest socket keeps the file open: it needs no name, nor a mark."""
+
+    @classmethod
+    def of_descriptor(cls, name: str, fd: int) -> Self:
+        """A block whose file is open in this process, as a memfd; it stays open until the migration ends."""
+        return cls(name, Path(f"/proc/self/fd/{fd}"), held=True)
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -53,6 +53,17 @@ class MigrateError(Exception):
         self.hint = self.hint or hint
         return self
 
+    def as_dict(self) -> dict[str, object]:
+        """What there is to tell, as `--json` prints it."""
+        return {
+            "class": type(self).__name__,
+            "exit-code": self.exit_code,
+            "message": self.message,
+            "side": self.side,
+            "guest": self.guest,
+            "hint": self.hint,
+        }
+
 
 class UsageError(MigrateError):
     """An option, or a combination of options, that cannot work."""

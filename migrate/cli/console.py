@@ -24,7 +24,6 @@ from migrate.cli.wording import (
     Fields,
     check_items,
     check_verdict,
-    dashed,
     error_lines,
     event_text,
     expected_downtime,
@@ -33,6 +32,7 @@ from migrate.cli.wording import (
     printable,
     recent_hit_rate,
 )
+from migrate.daemon.event_reporter import dashed
 from migrate.errors import MigrateError
 from migrate.units import format_count, format_duration, format_rate, format_size, format_time_left
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Coroutine, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 from migrate import config
@@ -91,17 +90,11 @@ def make_config(arguments: argparse.Namespace) -> DestinationConfig:
     return DestinationConfig(**{**fields, "ram": tuple(fields["ram"])})
 
 
-def start(config: DestinationConfig, reporter: Reporter) -> Coroutine[object, object, None]:
-    """The service as a coroutine."""
-    from migrate.daemon.destination import serve  # heavy: the kernel, msgpack, the sockets
-    from migrate.daemon.destination_service import serve_destination
+async def start(config: DestinationConfig, reporter: Reporter) -> None:
+    """Run the service."""
+    from migrate.api.receiver import Receiver  # heavy: the kernel, msgpack, the sockets
 
-    run = partial(serve if config.control is None else serve_destination, config)
-    if config.metrics is None:
-        return run(reporter)
-    from migrate.daemon.metrics import with_metrics
-
-    return with_metrics(config.metrics, reporter, run)
+    await Receiver(config, reporter=reporter)
 
 
 def warnings(config: DestinationConfig) -> list[str]:

@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from migrate.cli.wording import dashed
-from migrate.errors import MigrateError
+from migrate.daemon.event_reporter import EventReporter
 
 if TYPE_CHECKING:  # it loads the kernel, which --help can do without
     from migrate.protocol.stats import MigrationStats
@@ -50,7 +49,7 @@ def dropped_notice(dropped: int) -> str:
     return json_line("warning", {"message": message}, time.time())
 
 
-class JsonReporter:
+class JsonReporter(EventReporter):
     """Reporter that writes JSON lines, errors included."""
 
     def __init__(self, out: Writable, *, wall_clock: Callable[[], float] = time.time) -> None:
@@ -58,44 +57,23 @@ class JsonReporter:
         self._wall_clock = wall_clock
         self._next_progress = -math.inf
 
-    def event(self, name: str, /, **fields: object) -> None:
-        """Write one event."""
-        self._write(name, dashed(fields))
-
     def progress(self, stats: MigrationStats, now: float) -> None:
         """Write the statistics, at most once in PROGRESS_SECONDS."""
-        if now < self._next_progress:
-            return
-        self._next_progress = now + PROGRESS_SECONDS
-        report = stats.as_dict(now)
-        del report["rounds"]  # every round had its event; the list would grow in every line
-        self._write("progress", report)
+        if now >= self._next_progress:
+            self._next_progress = now + PROGRESS_SECONDS
+            super().progress(stats, now)
 
     def summary(self, stats: MigrationStats, now: float, outcome: str, /, **fields: object) -> None:
         """Write the final statistics."""
-        head: dict[str, object] = {"outcome": outcome, "side": stats.side}
-        self._write("summary", head | dashed(fields) | stats.as_dict(now))
+        super().summary(stats, now, outcome, **fields)
         self._next_progress = -math.inf
 
-    def error(self, error: MigrateError) -> None:
-        """Write why it ended."""
-        self._write(
-            "error",
-            {
-                "class": type(error).__name__,
-                "exit-code": error.exit_code,
-                "message": error.message,
-                "side": error.side,
-                "guest": error.guest,
-                "hint": error.hint,
-            },
-        )
+    def record(self, name: str, fields: Mapping[str, object]) -> None:
+        """Write an event (EventReporter)."""
+        self._out.write(json_line(name, fields, self._wall_clock()))
 
     def close(self) -> None:
         """Nothing is held open."""
-
-    def _write(self, name: str, fields: Mapping[str, object]) -> None:
-        self._out.write(json_line(name, fields, self._wall_clock()))
 
 
 def _plain_object(fields: Mapping[str, object]) -> dict[str, object]:

@@ -14,11 +14,11 @@ from migrate.cli.wording import (
     Fields,
     check_items,
     check_verdict,
-    dashed,
     error_block,
     event_text,
     progress_text,
 )
+from migrate.daemon.event_reporter import dashed
 from migrate.errors import MigrateError
 
 if TYPE_CHECKING:  # it loads the kernel, which --help can do without

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Coroutine, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from migrate import config
 from migrate.cli.arguments import (
@@ -208,17 +207,11 @@ def make_config(arguments: argparse.Namespace) -> SourceConfig:
     return SourceConfig(**{**fields, "ram": tuple(fields["ram"]), "dirty_log": tuple(fields["dirty_log"])})
 
 
-def start(config: SourceConfig, reporter: Reporter) -> Coroutine[object, object, None]:
-    """The migration as a coroutine."""
-    from migrate.daemon.source import migrate  # heavy: the kernel, msgpack, the sockets
-    from migrate.daemon.source_service import serve_source
+async def start(config: SourceConfig, reporter: Reporter) -> None:
+    """Run the migration."""
+    from migrate.api.migration import send  # heavy: the kernel, msgpack, the sockets
 
-    run = partial(migrate if config.control is None else serve_source, config)
-    if config.metrics is None:
-        return run(reporter)
-    from migrate.daemon.metrics import with_metrics
-
-    return with_metrics(config.metrics, reporter, run)
+    await send(config, reporter=reporter)
 
 
 def warnings(config: SourceConfig) -> list[str]:

@@ -30,11 +30,6 @@ def printable(value: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def dashed(fields: Mapping[str, object]) -> dict[str, object]:
-    """The fields with `_` in their names read as `-`."""
-    return {name.replace("_", "-"): value for name, value in fields.items()}
-
-
 def number(fields: Fields, name: str) -> float:
     """A numeric field; 0 if it is missing, not a number, or not finite."""
     value = fields.get(name)

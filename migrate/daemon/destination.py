@@ -9,14 +9,15 @@ from collections.abc import Mapping
 
 from migrate import __version__
 from migrate.config import DestinationConfig
-from migrate.daemon.arrival import CommandArrival
+from migrate.daemon.arrival import Arrival, CommandArrival
 from migrate.daemon.control_channel import ControlChannel
 from migrate.daemon.incoming import Incoming
 from migrate.daemon.listener import Listener
+from migrate.daemon.own_guest import ArrivingGuest, OwnArrival
 from migrate.daemon.qemu_incoming import QemuIncoming
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.uninterrupted import uninterrupted
-from migrate.errors import CancelledMigration, MigrateError, ProtocolError, RamError
+from migrate.errors import CancelledMigration, MigrateError, ProtocolError, RamError, UsageError
 from migrate.protocol import messages as m
 from migrate.protocol.destination import DestinationMachine
 from migrate.protocol.handshake import Agreement, Offer, negotiate
@@ -29,20 +30,27 @@ TABLE_BYTES_PER_PAGE = 64  # three digest arrays at the most (own, re-read, sums
 NO_MEMORY = "this host has no memory for the tables of so much RAM"
 
 
-async def serve(config: DestinationConfig, reporter: Reporter) -> None:
+async def serve(config: DestinationConfig, reporter: Reporter, own: ArrivingGuest | None = None) -> None:
     """Take migrations: one with `--once`, else until cancelled; a failed one does not end it then.
+
+    `own` is a guest in this process, which the configuration cannot name.
 
     Raises:
         MigrateError: the failure of the one migration, or that listening is impossible.
     """
-    await DestinationDaemon(config, reporter).run()
+    await DestinationDaemon(config, reporter, own).run()
 
 
 class DestinationDaemon:
     """Answers hellos and hands connections to the migration that runs."""
 
-    def __init__(self, config: DestinationConfig, reporter: Reporter) -> None:
+    def __init__(
+        self, config: DestinationConfig, reporter: Reporter, own: ArrivingGuest | None = None
+    ) -> None:
+        if own is not None and (config.on_prepare is not None or config.on_commit is not None):
+            raise UsageError("a guest in this process excludes on_prepare and on_commit", side="destination")
         self._config = config
+        self._own = own
         self._reporter = reporter
         self._listener = Listener(self, reporter, config.keepalive_timeout)
         self.incoming: Incoming | QemuIncoming | None = None
@@ -209,7 +217,11 @@ class DestinationDaemon:
                 raise
             return m.Reject(NO_MEMORY, "--ram", "destination")
         self._reporter.event("connected", peer=channel.peer, migration=hello.migration.hex())
-        arrival = CommandArrival(self._config, hello.migration.hex(), image.paths)
+        arrival: Arrival
+        if self._own is not None:
+            arrival = OwnArrival(self._own, self._config.hook_timeout)
+        else:
+            arrival = CommandArrival(self._config, hello.migration.hex(), image.paths)
         self.incoming = Incoming(self._reporter, machine, image, channel, arrival)
         self._arrived.set()
         return None

@@ -9,6 +9,7 @@ from migrate.config import DestinationConfig
 from migrate.daemon.control_commands import CommandTable, EventRelay, migration_report
 from migrate.daemon.control_socket import ControlSocket
 from migrate.daemon.destination import DestinationDaemon
+from migrate.daemon.own_guest import ArrivingGuest
 from migrate.daemon.qemu_incoming import QemuIncoming
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.uninterrupted import uninterrupted
@@ -17,19 +18,21 @@ from migrate.protocol.qmp import QmpError
 from migrate.protocol.stats import MigrationStats
 
 
-async def serve_destination(config: DestinationConfig, reporter: Reporter) -> None:
+async def serve_destination(
+    config: DestinationConfig, reporter: Reporter, own: ArrivingGuest | None = None
+) -> None:
     """As `migrate.daemon.destination.serve`, with a control socket.
 
     Raises:
         MigrateError: also if the socket cannot be there.
     """
-    await DestinationService(config, reporter).run()
+    await DestinationService(config, reporter, own).run()
 
 
 class DestinationService:
     """Commands on one side, the daemon on the other."""
 
-    def __init__(self, config: DestinationConfig, reporter: Reporter) -> None:
+    def __init__(self, config: DestinationConfig, reporter: Reporter, own: ArrivingGuest | None) -> None:
         assert config.control is not None
         self._path = config.control
         table = CommandTable(
@@ -43,7 +46,7 @@ class DestinationService:
         )
         self._socket = ControlSocket(config.control, table.execute)
         self._reporter = EventRelay(reporter, self._socket.event)
-        self._daemon = DestinationDaemon(config, self._reporter)
+        self._daemon = DestinationDaemon(config, self._reporter, own)
 
     async def run(self) -> None:
         """Serve. Raises MigrateError."""

@@ -10,13 +10,15 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from migrate.errors import GuestError, ProtocolError
 from migrate.protocol.messages import MAX_BLOB_BYTES, MAX_BLOBS, MAX_STATE_BYTES
 
+STATE_SECONDS = 30.0
+"""How long the guest may take to give it, in the pause."""
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
@@ -66,7 +68,9 @@ class StateDirectory:
             ProtocolError: the peer sent too much of it, or a name that is not allowed; nothing was written.
             GuestError: there is no room for it.
         """
-        check_states(states)
+        fault = _fault(states)
+        if fault is not None:
+            raise ProtocolError(f"the peer sent {fault}")
         try:
             for state in states:
                 file = os.open(
@@ -104,20 +108,35 @@ class StateDirectory:
         return data
 
 
-def check_states(states: Sequence[DeviceState]) -> None:
-    """Raise ProtocolError unless a peer may send all of this."""
+def checked_states(giver: str, states: Mapping[str, object]) -> list[DeviceState]:
+    """What a guest gave by itself, in the order of the names. Raises GuestError that names the giver."""
+    found = []
+    for name, data in states.items():
+        if not isinstance(name, str) or not isinstance(data, bytes | bytearray | memoryview):
+            raise GuestError(f"{giver} gave {name!r}, which is not bytes with a name", side="source")
+        found.append(DeviceState(name, bytes(data)))
+    fault = _fault(found)
+    if fault is not None:
+        raise GuestError(f"{giver} gave {fault}", side="source")
+    return sorted(found)
+
+
+def _fault(states: Sequence[DeviceState]) -> str | None:
+    """What is wrong with it all, None: nothing."""
     if len(states) > MAX_BLOBS:
-        raise ProtocolError(
-            f"the peer sent {len(states)} pieces of device state, at most {MAX_BLOBS} are allowed"
-        )
+        return f"{len(states)} pieces of device state, at most {MAX_BLOBS} are allowed"
     if len({state.name for state in states}) != len(states):
-        raise ProtocolError("the peer sent two pieces of device state with one name")
+        return "two pieces of device state with one name"
     for state in states:
         if not is_state_name(state.name) or len(state.data) > MAX_BLOB_BYTES:
-            raise ProtocolError(
-                f"the peer sent device state {state.name[:64]!r} of {len(state.data)} bytes: names are"
+            return (
+                f"device state {state.name[:64]!r} of {len(state.data)} bytes: names are"
                 f" {_NAME.pattern}, and {MAX_BLOB_BYTES} bytes the most"
             )
+    total = sum(len(state.data) for state in states)
+    if total > MAX_STATE_BYTES:
+        return f"{total} bytes of device state, at most {MAX_STATE_BYTES} are allowed"
+    return None
 
 
 def is_state_name(name: str) -> bool:

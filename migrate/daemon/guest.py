@@ -16,9 +16,11 @@ class GuestControl(abc.ABC):
 
     Attributes:
         was_paused_before: the guest was stopped already when `pause` came; then `resume` leaves it so.
+        pid: the process that writes RAM, where it is known.
     """
 
     was_paused_before = False
+    pid: int | None = None
 
     @abc.abstractmethod
     def describe(self) -> str:

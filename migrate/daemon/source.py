@@ -16,12 +16,13 @@ from migrate.daemon.control_channel import ControlChannel, open_control
 from migrate.daemon.guest_control import CommandGuest, GuestControl, NoGuest, ProcessGuest
 from migrate.daemon.hooks import hook_environment
 from migrate.daemon.lane_sender import LaneSender
+from migrate.daemon.own_guest import Guest, OwnGuest
 from migrate.daemon.preflight import check_items
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.source_work import SourceWork
 from migrate.daemon.trackers import make_tracker
 from migrate.daemon.uninterrupted import uninterrupted
-from migrate.errors import GuestError, MigrateError, as_error
+from migrate.errors import GuestError, MigrateError, UsageError, as_error
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.bandwidth import TokenBucket
@@ -37,8 +38,21 @@ CLOSE_SECONDS = 2.0
 BURST_BYTES = 1 << 18
 
 
-def make_guest(config: SourceConfig, environment: Mapping[str, str]) -> GuestControl:
-    """The way to pause the guest that the options name; the environment is for its commands."""
+def make_guest(config: SourceConfig, environment: Mapping[str, str], own: Guest | None) -> GuestControl:
+    """The way to pause the guest: its own, or the one that the options name.
+
+    Args:
+        environment: for commands.
+        own: a guest in this process.
+
+    Raises UsageError: both.
+    """
+    if own is not None:
+        if config.guest_pid is not None or config.pause_cmd is not None or config.state_cmd is not None:
+            raise UsageError(
+                "a guest in this process excludes guest_pid, pause_cmd and state_cmd", side="source"
+            )
+        return OwnGuest(own)
     if config.guest_pid is not None:
         return ProcessGuest(config.guest_pid)
     if config.pause_cmd is not None and config.resume_cmd is not None:
@@ -77,8 +91,12 @@ class SourceWatcher(Protocol):
         """A round begins."""
 
 
-async def migrate(config: SourceConfig, reporter: Reporter, watcher: SourceWatcher | None = None) -> None:
+async def migrate(
+    config: SourceConfig, reporter: Reporter, watcher: SourceWatcher | None = None, own: Guest | None = None
+) -> None:
     """Move the guest's RAM as configured; returns when the guest runs at the destination.
+
+    `own` is a guest in this process, which the configuration cannot name.
 
     Cancelling the task cancels the migration in an orderly way: the guest is resumed first. Once the commit
     may have left, cancelling has no effect any more.
@@ -92,10 +110,10 @@ async def migrate(config: SourceConfig, reporter: Reporter, watcher: SourceWatch
         environment = hook_environment(
             migration_id=hello.migration.hex(), attempt=1, side="source", ram=image.paths
         )
-        guest = make_guest(config, environment)
+        guest = make_guest(config, environment, own)
         stack.callback(guest.close)
         await guest.probe()
-        tracker, reasons = make_tracker(config, image, stack)
+        tracker, reasons = make_tracker(config, image, guest, stack)
         reporter.event("tracker", name=tracker.name, reasons=reasons, promise=tracker.describe())
         machine = SourceMachine(hello, config, image, tracker.live)
         machine.stats.dirty_tracker = tracker.name

@@ -15,6 +15,7 @@ from dataclasses import replace
 from migrate.config import Address, SourceConfig
 from migrate.daemon.control_commands import CommandTable, EventRelay, migration_report
 from migrate.daemon.control_socket import ControlSocket
+from migrate.daemon.own_guest import Guest
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.source import SourceDaemon, migrate
 from migrate.daemon.uninterrupted import uninterrupted
@@ -29,21 +30,22 @@ UNDECIDED = "nobody knows whether the guest runs at the destination; decide that
 BEFORE_START = "cancelled before it began"
 
 
-async def serve_source(config: SourceConfig, reporter: Reporter) -> None:
-    """Serve the control socket, and move the guest as told.
+async def serve_source(config: SourceConfig, reporter: Reporter, own: Guest | None = None) -> None:
+    """Serve the control socket, and move the guest as told; `own` is one in this process.
 
     Raises:
         MigrateError: the socket cannot be there; with --to, or at a `quit` or signal: why the migration
             ended.
     """
-    await SourceService(config, reporter).run()
+    await SourceService(config, reporter, own).run()
 
 
 class SourceService:
     """Commands on one side, one migration at a time on the other."""
 
-    def __init__(self, config: SourceConfig, reporter: Reporter) -> None:
+    def __init__(self, config: SourceConfig, reporter: Reporter, own: Guest | None) -> None:
         assert config.control is not None
+        self._own = own
         self._config = config
         """With the parameters as they are now."""
         table = CommandTable(
@@ -112,7 +114,7 @@ class SourceService:
         try:
             if self._cancelled:
                 raise CancelledMigration(BEFORE_START, guest="the guest is where it was")
-            await migrate(self._config, self._reporter, self)
+            await migrate(self._config, self._reporter, self, self._own)
         except MigrateError as error:
             self._error = error
             if isinstance(error, UndecidedError):

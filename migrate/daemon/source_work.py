@@ -11,8 +11,8 @@ import time
 
 from migrate import kernel
 from migrate.config import SourceConfig
-from migrate.daemon.device_state import StateDirectory
-from migrate.daemon.guest import GuestControl
+from migrate.daemon.device_state import STATE_SECONDS, StateDirectory
+from migrate.daemon.guest_control import GuestControl, NoGuest
 from migrate.daemon.hooks import hook_environment, run_hook
 from migrate.daemon.reporter import Reporter
 from migrate.errors import CancelledMigration, GuestError, MigrateError, VerifyError
@@ -23,8 +23,6 @@ from migrate.ram.digests import read_digests
 from migrate.ram.image import RamImage
 from migrate.ram.trackers import DirtyTracker, mark_all_data
 from migrate.ram.windows import cpu_count
-
-STATE_SECONDS = 30.0
 
 
 class SourceWork:
@@ -116,7 +114,7 @@ class SourceWork:
                 side="source",
                 hint=(
                     "nothing pauses the guest: give --guest-pid, or --pause-cmd with --resume-cmd"
-                    if self._config.guest_pid is None and self._config.pause_cmd is None
+                    if isinstance(self._guest, NoGuest)
                     else "does another process write to the RAM file?"
                 ),
             )

@@ -6,13 +6,16 @@ import os
 from contextlib import ExitStack
 
 from migrate.config import SourceConfig
+from migrate.daemon.guest import GuestControl
 from migrate.daemon.guest_memory import GuestMemory
 from migrate.errors import RamError
 from migrate.ram.image import RamImage
 from migrate.ram.trackers import DirtyTracker, LogTracker, Offer, WpTracker, choose
 
 
-def make_tracker(config: SourceConfig, image: RamImage, stack: ExitStack) -> tuple[DirtyTracker, list[str]]:
+def make_tracker(
+    config: SourceConfig, image: RamImage, guest: GuestControl, stack: ExitStack
+) -> tuple[DirtyTracker, list[str]]:
     """The tracker and the reasons for it; what it holds is closed with the stack.
 
     Raises:
@@ -23,7 +26,7 @@ def make_tracker(config: SourceConfig, image: RamImage, stack: ExitStack) -> tup
     if config.dirty_tracker in ("auto", "log"):
         offers.append(_log(config, stack))
     if config.dirty_tracker == "wp" or (config.dirty_tracker == "auto" and not config.dirty_log):
-        offers.append(_wp(config, image, stack))
+        offers.append(_wp(guest.pid, image, stack))
     tracker, reasons = choose(config.dirty_tracker, offers)
     stack.callback(tracker.close)
     return tracker, reasons
@@ -48,12 +51,12 @@ def _log(config: SourceConfig, stack: ExitStack) -> Offer:
     )
 
 
-def _wp(config: SourceConfig, image: RamImage, stack: ExitStack) -> Offer:
-    if config.guest_pid is None:
+def _wp(pid: int | None, image: RamImage, stack: ExitStack) -> Offer:
+    if pid is None:
         return Offer("wp", None, "no --guest-pid was given")
     try:
-        memory = GuestMemory(config.guest_pid, image)
+        memory = GuestMemory(pid, image)
     except OSError as error:
         return Offer("wp", None, error.strerror or str(error))
     stack.callback(memory.close)
-    return Offer("wp", WpTracker(memory), f"process {config.guest_pid} offers a userfaultfd")
+    return Offer("wp", WpTracker(memory), f"process {pid} offers a userfaultfd")

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 _HUGETLBFS_MAGIC = 0x958458F6  # <linux/magic.h>
+_KEEP_SIZE_PUNCH_HOLE = 0x03  # <linux/falloc.h>
 _STATFS_BYTES = 256  # more than struct statfs has anywhere
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -19,6 +20,13 @@ def is_hugetlbfs(fd: int) -> bool:
         raise OSError(number, os.strerror(number))
     f_type = ctypes.c_long.from_buffer(result).value  # its first member
     return f_type & 0xFFFFFFFF == _HUGETLBFS_MAGIC
+
+
+def punch(fd: int, length: int) -> None:
+    """Make the first `length` bytes a hole; the file keeps its length. Raises OSError."""
+    if _libc.fallocate(fd, _KEEP_SIZE_PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(length)):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def free_bytes(place: int | Path) -> int | None:

@@ -3,7 +3,7 @@
 The source reads its files and never changes them. The destination's files go through these states:
 
     open_destination ─→ opened: locked, checked, nothing changed (missing files exist, empty)
-        mark(id)     ─→ incoming: `<file>.migrating` stands beside each file, the files are all holes
+        mark(id)     ─→ incoming: `<file>.migrating` stands beside each file that nobody holds; all are holes
         unmark()     ─→ whole: the marks are gone, a guest may use the files
 
 Closed while opened: files made for it are removed again. Closed while incoming: the marks stay.
@@ -144,7 +144,7 @@ class RamImage:
 
     def unmark(self) -> None:
         """Remove the marks: the files are a whole guest now. Raises RamError."""
-        for file in self._files:
+        for file in self._marked():
             try:
                 remove_marker(file.spec.path)
             except OSError as error:
@@ -223,6 +223,10 @@ class RamImage:
     def __exit__(self, *args: object) -> None:
         self.close()
 
+    def _marked(self) -> list[RamFile]:
+        """The files that have a mark; who holds a file waits for the commit by himself."""
+        return [file for file in self._files if not file.spec.held]
+
     def _placed(self) -> Iterator[tuple[RamFile, BlockPlace]]:
         return zip(self._files, self.layout.blocks, strict=True)
 
@@ -244,7 +248,7 @@ class RamImage:
 
     def _put_marks(self, migration_id: str) -> None:
         new: list[Path] = []
-        for file in self._files:
+        for file in self._marked():
             path = file.spec.path
             stood = os.path.lexists(marker_path(path))
             try:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from migrate.config import RamSpec
 from migrate.errors import RamError
-from migrate.ram.filesystem import is_hugetlbfs
+from migrate.ram.filesystem import is_hugetlbfs, punch
 from migrate.ram.marker import marker_path
 
 _KINDS = {
@@ -39,7 +39,7 @@ class RamFile:
     identity: tuple[int, int]
     """Device and inode."""
     nameless: bool
-    """No directory has it (memfd, or deleted): its path leads nowhere lasting."""
+    """No directory has it (memfd, or deleted), or somebody holds it: its path leads nowhere lasting."""
     created: bool = False
     """Made by this open."""
     locked: bool = False
@@ -91,7 +91,13 @@ class RamFile:
         return (found.st_dev, found.st_ino) == self.identity
 
     def empty(self, length: int) -> None:
-        """Make it `length` bytes of holes. Raises OSError."""
+        """Make it `length` bytes of holes. Raises OSError.
+
+        Who holds the file may have mapped it, and forbidden that it shrinks (memfd_create(2), seals).
+        """
+        if self.spec.held and self.length == length:
+            punch(self.fd, length)
+            return
         os.ftruncate(self.fd, 0)
         os.ftruncate(self.fd, length)
 
@@ -154,7 +160,8 @@ def open_destination_file(spec: RamSpec, length: int, *, create: bool) -> RamFil
     Raises:
         RamError: it cannot be written, is not a regular file, has another length, or has no directory.
     """
-    _check_directory(spec)
+    if not spec.held:
+        _check_directory(spec)
     flags = os.O_RDWR
     created = False
     if not os.path.lexists(spec.path):
@@ -165,7 +172,7 @@ def open_destination_file(spec: RamSpec, length: int, *, create: bool) -> RamFil
     file = _open(spec, flags, "destination")
     file.created = created
     try:
-        if file.nameless:
+        if file.nameless and not spec.held:
             raise RamError(
                 f"{spec.path} has no name in a directory (a memfd, or deleted): the mark of an unfinished"
                 " copy has no place beside it",
@@ -207,7 +214,8 @@ def _open(spec: RamSpec, flags: int, side: str) -> RamFile:
         if fd >= 0:
             os.close(fd)
         raise
-    return RamFile(spec, side, fd, (status.st_dev, status.st_ino), status.st_nlink == 0)
+    nameless = spec.held or status.st_nlink == 0
+    return RamFile(spec, side, fd, (status.st_dev, status.st_ino), nameless)
 
 
 def _check_kind(path: Path, status: os.stat_result, side: str) -> None:

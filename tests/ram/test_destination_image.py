@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import mmap
 import os
 import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -306,3 +309,43 @@ def test_an_impossible_block_list_is_a_value_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no positive multiple"):
         RamImage.open_destination(specs(tmp_path), {"pc.ram": 5}, PAGE)
     assert listing(tmp_path) == {}
+
+
+class TestHeldByAGuest:
+    """A memfd that a guest of ours has mapped already, and forbidden that it shrinks, as QEMU does."""
+
+    @pytest.fixture
+    def memfd(self) -> Iterator[int]:
+        fd = os.memfd_create("guest", os.MFD_ALLOW_SEALING)
+        os.truncate(fd, LENGTH)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        yield fd
+        os.close(fd)
+
+    def test_it_becomes_all_hole_under_the_mapping(self, memfd: int) -> None:
+        with mmap.mmap(memfd, LENGTH) as mapped:
+            mapped[5 * PAGE] = 7
+            blocks = [RamSpec.of_descriptor("pc.ram", memfd)]
+            with RamImage.open_destination(blocks, LENGTHS, PAGE) as image:
+                assert mapped[5 * PAGE] == 7  # nothing changes before the mark
+                image.mark("c0ffee")
+                assert image.data_bytes() == 0
+                os.pwrite(image.fds["pc.ram"], b"x", PAGE)
+                image.mark("c0ffee")  # a second time changes nothing
+                image.check_unchanged()
+                image.unmark()
+            assert (mapped[5 * PAGE], mapped[PAGE]) == (0, ord("x"))
+
+    def test_it_is_locked_against_another_migration(self, memfd: int) -> None:
+        blocks = [RamSpec.of_descriptor("pc.ram", memfd)]
+        with (
+            RamImage.open_destination(blocks, LENGTHS, PAGE),
+            pytest.raises(RamError, match="already used by another migration"),
+        ):
+            RamImage.open_source(blocks, PAGE)
+        RamImage.open_source(blocks, PAGE).close()
+
+    def test_another_length_is_refused_as_it_is(self, memfd: int) -> None:
+        blocks = [RamSpec.of_descriptor("pc.ram", memfd)]
+        with pytest.raises(RamError, match="has 262144 bytes, but the source's block"):
+            RamImage.open_destination(blocks, {"pc.ram": 2 * LENGTH}, PAGE)
