@@ -117,6 +117,15 @@ class PageCache:
         """Have the system put memory behind the first `most` bytes of content now, not page by page while a
         batch waits. Raises MemoryError: it has none."""
     def clear(self) -> None: ...
+    def take_over(self, other: PageCache) -> None:
+        """Hold what `other` holds, in this cache's own slots: how a cache gets another size. `other` stays.
+
+        Depends on nothing but the two caches, so both ends of a lane come to the same. What was held is
+        forgotten, `bias` is taken along. The entries come in the order of their slots: into the first empty
+        slot of their set (rule "qemu": their one slot), else in place of the entry with the smallest age
+        (first of equals) if that is smaller than theirs, else they are dropped. The memory of both is in use
+        until `other` is gone. Raises ValueError: other keys (the object, not its seed) or another rule.
+        """
     def items(self) -> list[tuple[int, int, bytes]]:
         """(page, age, content) of every entry in slot order."""
 

@@ -209,3 +209,41 @@ void mk_cache_touch(struct mk_cache *cache, int64_t slot, uint32_t round)
     entry->age = round;
     cache->digest = narrow(digest + weight(entry));
 }
+
+/* Slot for an entry of another cache: an empty one, else that of the oldest if it is older; or MK_NO_SLOT. */
+static int64_t room_for(const struct mk_cache *cache, const struct mk_entry *moved)
+{
+    uint64_t first = moved->page % cache->sets * cache->ways;
+    uint64_t oldest = first;
+    for (uint64_t slot = first; slot < first + cache->ways; slot++) {
+        if (!cache->entries[slot].used)
+            return (int64_t)slot;
+        if (cache->entries[slot].age < cache->entries[oldest].age)
+            oldest = slot;
+    }
+    return cache->entries[oldest].age < moved->age ? (int64_t)oldest : MK_NO_SLOT;
+}
+
+void mk_cache_take_over(struct mk_cache *cache, const struct mk_cache *from)
+{
+    mk_cache_clear(cache);
+    cache->bias = from->bias;
+    if (cache->slots == 0)
+        return;
+    wide digest = 0;
+    for (uint64_t old = 0; old < from->slots; old++) {
+        const struct mk_entry *moved = &from->entries[old];
+        int64_t slot = moved->used ? room_for(cache, moved) : MK_NO_SLOT;
+        if (slot == MK_NO_SLOT)
+            continue;
+        struct mk_entry *entry = &cache->entries[slot];
+        if (entry->used)
+            digest -= weight(entry);
+        else
+            cache->used++;
+        *entry = *moved;
+        digest += weight(entry);
+        memcpy(mk_cache_data(cache, slot), mk_cache_data(from, (int64_t)old), cache->keys->page_size);
+    }
+    cache->digest = narrow(digest);
+}

@@ -195,6 +195,9 @@ int64_t mk_cache_put(
     struct mk_cache *cache, int64_t slot, uint64_t page, const uint8_t *content, struct mk_u128 term,
     uint32_t round, enum mk_stage stage, bool zero);
 void mk_cache_touch(struct mk_cache *cache, int64_t slot, uint32_t round);
+/* Replace what `cache` holds by what `from` holds, both with the same keys and rule: the score of the duel, and
+ * the entries in the order of their slots. Where there is no room the youngest stay, of equals the first. */
+void mk_cache_take_over(struct mk_cache *cache, const struct mk_cache *from);
 
 /* ---- batches ------------------------------------------------------------------------------------------- */
 

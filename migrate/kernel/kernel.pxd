@@ -152,6 +152,7 @@ cdef extern from "kernel.h" nogil:
     int64_t mk_cache_put(mk_cache *cache, int64_t slot, uint64_t page, const uint8_t *content, mk_u128 term,
                          uint32_t round, mk_stage stage, bint zero)
     void mk_cache_touch(mk_cache *cache, int64_t slot, uint32_t round)
+    void mk_cache_take_over(mk_cache *cache, const mk_cache *source) nogil
     mk_status c_fill "mk_fill"(const mk_fill *request, mk_filled *result, mk_error *error)
     mk_status c_apply "mk_apply"(const mk_apply *request, mk_applied *result, mk_error *error)
     mk_status c_walk "mk_walk"(const mk_walk *request, mk_walked *result, mk_error *error)

@@ -223,6 +223,12 @@ cdef class PageCache:
     def clear(self):
         mk_cache_clear(&self.c)
 
+    def take_over(self, PageCache other not None):
+        if other is self or other.keys is not self.keys or other.c.qemu_rule != self.c.qemu_rule:
+            raise ValueError("a cache takes over another one with the same keys and the same rule")
+        with nogil:
+            mk_cache_take_over(&self.c, &other.c)
+
     def items(self):
         cdef uint64_t slot
         held = []

@@ -25,6 +25,24 @@ static void check_cache(const struct mk_cache *cache, const struct mk_keys *keys
     CHECK(sum.lo == cache->digest.lo && sum.hi == cache->digest.hi);
 }
 
+/* Another size: what is held afterwards was held before, as it is. */
+static void resize(struct random *random, struct mk_cache *cache, const struct mk_keys *keys)
+{
+    struct mk_cache other;
+    CHECK(mk_cache_init(&other, keys, below(random, 40) * (PAGE + 32), cache->qemu_rule) == 0);
+    mk_cache_take_over(&other, cache);
+    check_cache(&other, keys);
+    for (uint64_t slot = 0; slot < cache->slots; slot++) {
+        const struct mk_entry *entry = &cache->entries[slot];
+        int64_t found = entry->used ? mk_cache_find(&other, entry->page) : MK_NO_SLOT;
+        if (found != MK_NO_SLOT)
+            CHECK(memcmp(mk_cache_data(&other, found), mk_cache_data(cache, (int64_t)slot), PAGE) == 0);
+    }
+    CHECK(other.used <= cache->used && (other.used > 0) == (other.slots > 0 && cache->used > 0));
+    mk_cache_free(cache);
+    *cache = other;
+}
+
 void fuzz_cache(struct random *random)
 {
     uint8_t page_key[PAGE], root_key[16], content[PAGE];
@@ -43,6 +61,8 @@ void fuzz_cache(struct random *random)
         round += one_in(random, 10);
         if (one_in(random, 100)) {
             mk_cache_clear(&cache);
+        } else if (one_in(random, 50)) {
+            resize(random, &cache, &keys);
         } else if (one_in(random, 4)) {
             if (slot != MK_NO_SLOT)
                 mk_cache_touch(&cache, slot, round);

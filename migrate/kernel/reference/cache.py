@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from migrate.kernel.reference.arguments import check_page, check_round, check_stage
 from migrate.kernel.reference.digest import MASK128, Keys
@@ -135,6 +135,20 @@ class PageCache:
         self._slots = [None] * self.slots
         self._bias = 0
 
+    def take_over(self, other: PageCache) -> None:
+        """Hold what `other` holds, as far as there is room; of two in one place the younger, else the first.
+
+        Raises ValueError: other keys or another rule.
+        """
+        if other is self or other._keys is not self._keys or other._rule != self._rule:
+            raise ValueError("a cache takes over another one with the same keys and the same rule")
+        self.clear()
+        self._bias = other._bias
+        for entry in filter(None, other._slots):
+            slot = self._room_for(entry)
+            if slot is not None:
+                self._slots[slot] = replace(entry)
+
     def items(self) -> list[tuple[int, int, bytes]]:
         """(page, age, content) of every entry in slot order."""
         return [(entry.page, entry.age, entry.content) for entry in self._slots if entry]
@@ -158,6 +172,17 @@ class PageCache:
         entry = self._slots[slot]
         assert entry is not None
         return entry
+
+    def _room_for(self, moved: _Entry) -> int | None:
+        """The slot for an entry of another cache: an empty one, else that of the oldest if it is older."""
+        oldest: tuple[int, int] | None = None
+        for slot in self._slots_of(moved.page):
+            entry = self._slots[slot]
+            if entry is None:
+                return slot
+            if oldest is None or entry.age < oldest[0]:
+                oldest = entry.age, slot
+        return oldest[1] if oldest is not None and oldest[0] < moved.age else None
 
     def _choose_direct(self, page: int, round: int) -> int | None:
         """QEMU's insert: the one slot, unless it has another page that is still young."""
