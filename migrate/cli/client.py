@@ -20,7 +20,7 @@ from migrate.cli.arguments import ArgumentParser, typed, whole_number
 from migrate.cli.choose_reporter import report_usage_error
 from migrate.cli.wording import error_block, printable
 from migrate.errors import MigrateError, NetworkError, UsageError
-from migrate.units import format_duration, format_size, parse_rate
+from migrate.units import format_duration, format_size, parse_rate, parse_size
 
 WATCH_SECONDS = 0.5
 REPLY_SECONDS = 10.0
@@ -159,6 +159,12 @@ _PARAMETERS: dict[str, tuple[str, Callable[[str], int], str, str]] = {
         parse_rate,
         "RATE",
         "limit while the guest is paused; 0: unlimited",
+    ),
+    "xbzrle-cache-size": (
+        "--xbzrle-cache-size",
+        parse_size,
+        "SIZE",
+        "page cache of each side, from the end of the round on; what fits is kept; 0: no XBZRLE",
     ),
     "max-rounds": ("--max-rounds", whole_number, "N", "rounds while the guest runs"),
 }

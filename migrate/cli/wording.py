@@ -182,6 +182,21 @@ def _negotiated(fields: Fields, side: str) -> str:
     return f"agreed: {describe(fields)}"
 
 
+def _cache_resized(fields: Fields, side: str) -> str:
+    del side
+    size, before = number(fields, "size"), number(fields, "before")
+    return f"page cache: {format_size(size)} now, before {format_size(before)}; what fitted was kept"
+
+
+def _cache_refused(fields: Fields, side: str) -> str:
+    del side
+    hint = f"; {printable(fields['hint'])}" if "hint" in fields else ""
+    stays = format_size(number(fields, "in-force"))
+    return (
+        f"page cache of {format_size(number(fields, 'size'))} refused, {stays} stay{_because(fields)}{hint}"
+    )
+
+
 def _paused(fields: Fields, side: str) -> str:
     del side
     took = f" within {format_duration(number(fields, 'seconds'))}" if "seconds" in fields else ""
@@ -220,6 +235,8 @@ _WORDINGS: dict[str, Callable[[Fields, str], str]] = {
     "pausing": lambda fields, _: f"pausing the guest{_because(fields)}",
     "paused": _paused,
     "resumed": lambda fields, _: f"guest resumed at the source{_because(fields)}",
+    "cache-resized": _cache_resized,
+    "cache-refused": _cache_refused,
     "lane-reset": _lane_reset,
     "reconnecting": _reconnecting,
     "reconnected": _reconnected,
@@ -234,7 +251,16 @@ _WORDINGS: dict[str, Callable[[Fields, str], str]] = {
 }
 
 TROUBLE = frozenset(
-    {"warning", "lane-reset", "reconnecting", "waiting", "resumed", "cancelling", "cancelled"}
+    {
+        "warning",
+        "cache-refused",
+        "lane-reset",
+        "reconnecting",
+        "waiting",
+        "resumed",
+        "cancelling",
+        "cancelled",
+    }
 )
 """Events that a person should notice."""
 

@@ -14,6 +14,7 @@ from migrate.daemon.control_channel import ControlChannel
 from migrate.daemon.incoming import Incoming
 from migrate.daemon.listener import Listener
 from migrate.daemon.own_guest import ArrivingGuest, OwnArrival
+from migrate.daemon.page_caches import available_memory
 from migrate.daemon.qemu_incoming import QemuIncoming
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.uninterrupted import uninterrupted
@@ -253,11 +254,8 @@ class DestinationDaemon:
 def _tables_fit(page_size: int, lengths: Mapping[str, int]) -> bool:
     """Whether digests and what is computed from them leave this host half of its free memory."""
     needed = TABLE_BYTES_PER_PAGE * PageLayout(page_size, list(lengths.items())).total_pages
-    with open("/proc/meminfo") as meminfo:
-        for line in meminfo:
-            if line.startswith("MemAvailable:"):
-                return needed <= int(line.split()[1]) * 1024 // 2
-    return True
+    available = available_memory()
+    return available is None or needed <= available // 2
 
 
 def _lengths(hello: m.Hello) -> dict[str, int]:

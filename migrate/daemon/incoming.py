@@ -13,6 +13,7 @@ from migrate.daemon.arrival import Arrival
 from migrate.daemon.control_channel import ControlChannel
 from migrate.daemon.device_state import DeviceState
 from migrate.daemon.lane_receiver import LaneReceiver
+from migrate.daemon.page_caches import allocate_caches
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.sockets import shut_down
 from migrate.daemon.uninterrupted import uninterrupted
@@ -216,6 +217,8 @@ class Incoming:
             case a.StopLane():
                 if action.lane in self._receivers:
                     self._receivers[action.lane].stop()
+            case a.AllocateCaches():
+                self._spawn(self._allocate_caches(action))
             case a.Verify():
                 self._spawn(self._verify())
             case a.SendDigests():
@@ -269,6 +272,11 @@ class Incoming:
                 next_progress = now + PROGRESS_SECONDS
                 self._reporter.progress(self._machine.stats, now)
             await asyncio.sleep(TICK_SECONDS)
+
+    async def _allocate_caches(self, action: a.AllocateCaches) -> None:
+        rule = self._machine.agreement.cache_rule
+        caches = await asyncio.to_thread(allocate_caches, self._machine.keys, rule, action)
+        self._input(self._machine.caches_allocated, caches)
 
     async def _verify(self) -> None:
         digests: bytearray | None = None

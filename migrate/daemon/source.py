@@ -17,6 +17,7 @@ from migrate.daemon.guest_control import CommandGuest, GuestControl, NoGuest, Pr
 from migrate.daemon.hooks import hook_environment
 from migrate.daemon.lane_sender import LaneSender
 from migrate.daemon.own_guest import Guest, OwnGuest
+from migrate.daemon.page_caches import allocate_caches
 from migrate.daemon.preflight import check_items
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.source_work import SourceWork
@@ -313,6 +314,10 @@ class SourceDaemon:
             case a.PassAck():
                 lane = self._machine.link.lanes[action.lane].lane
                 self._in_lane(action.lane, partial(lane.acknowledge, action.epoch, action.sequence))
+            case a.ResizeCache():
+                lane = self._machine.link.lanes[action.lane].lane
+                resize = partial(lane.resize, action.number, action.cache_bytes, action.cache)
+                self._in_lane(action.lane, resize)
             case a.SetRate():
                 self._bucket.set_rate(time.monotonic(), action.rate)
                 for sender in self._lanes.values():
@@ -332,6 +337,8 @@ class SourceDaemon:
             case a.Harvest():
                 harvest = partial(self._work.harvest, action.stopped)
                 self._spawn(self._do(harvest, self._machine.harvested, self._machine.failed))
+            case a.AllocateCaches():
+                self._spawn(self._allocate_caches(action))
             case a.PauseGuest():
                 self._spawn(self._pause())
             case a.ResumeGuest():
@@ -428,6 +435,11 @@ class SourceDaemon:
             sender.post(call)
         else:
             call()
+
+    async def _allocate_caches(self, action: a.AllocateCaches) -> None:
+        rule = self._machine.link.hello.cache_rule
+        caches = await asyncio.to_thread(allocate_caches, self._machine.keys, rule, action)
+        self._input(self._machine.caches_allocated, caches)
 
     async def _pause(self) -> None:
         async with self._guest_turn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from migrate import kernel
 from migrate.errors import MigrateError
 from migrate.protocol.messages import LaneOpen
 from migrate.protocol.schema import Message
@@ -65,6 +66,25 @@ class PassAck(Action):
     lane: int
     epoch: int
     sequence: int
+
+
+@dataclass(frozen=True)
+class AllocateCaches(Action):
+    """Have the memory for page caches of `share` bytes, one a lane → `caches_allocated`."""
+
+    number: int
+    share: int
+    lanes: int
+
+
+@dataclass(frozen=True)
+class ResizeCache(Action):
+    """Source: hand the lane a cache of another size (None: no XBZRLE), in its own thread if it has one."""
+
+    lane: int
+    number: int
+    cache_bytes: int
+    cache: kernel.PageCache | None
 
 
 @dataclass(frozen=True)

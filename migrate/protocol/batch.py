@@ -2,7 +2,7 @@
 
     octets  field            meaning
     0       4s magic         "MIGB"
-    4       u8 kind          1 records, 2 round-end, 4 reset, 5 final
+    4       u8 kind          1 records, 2 round-end, 3 cache-resize, 4 reset, 5 final
     5       u8 stage         1 bulk, 2 round, 3 last (guest stopped)
     6       u8 codec         0 none, 1 zlib
     7       u8               0
@@ -21,6 +21,8 @@
 Bodies: *records* = page records, the first naming its block. *reset* = MEM_SIZE list and EOS; it opens an
 epoch: caches are empty from here. *round-end* and *final* = EOS, cache digest (16 bytes), lane sum
 (16 bytes: what the lane changed the root by since the migration began); nothing follows *final*.
+*cache-resize* = be32 number of the agreement, be64 bytes of this lane's cache from here on (0: none); only
+where no round is under way on the lane: after every kind but *records*.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ MAX_BODY_BYTES = 1 << 20
 
 _HEADER = struct.Struct(">4sBBBxH2xIQIIII16sI")
 _CRC = struct.Struct(">I")
+_RESIZE = struct.Struct(">IQ")
 
 
 class Kind(IntEnum):
@@ -48,6 +51,7 @@ class Kind(IntEnum):
 
     RECORDS = 1
     ROUND_END = 2
+    CACHE_RESIZE = 3
     RESET = 4
     FINAL = 5
 
@@ -176,3 +180,16 @@ def decode_marker(body: bytes | memoryview) -> tuple[int, int]:
     if len(raw) != len(EOS) + 32 or raw[:8] != EOS:
         raise ProtocolError("the end of a round is malformed")
     return int.from_bytes(raw[8:24], "big"), int.from_bytes(raw[24:], "big")
+
+
+def encode_resize(number: int, cache_bytes: int) -> bytes:
+    """Body of a cache-resize batch."""
+    return _RESIZE.pack(number, cache_bytes)
+
+
+def decode_resize(body: bytes | memoryview) -> tuple[int, int]:
+    """(number of the agreement, bytes of the lane's cache) of a cache-resize batch. Raises ProtocolError."""
+    if len(body) != _RESIZE.size:
+        raise ProtocolError("the resize of a page cache is malformed")
+    number, cache_bytes = _RESIZE.unpack(body)
+    return number, cache_bytes

@@ -22,6 +22,7 @@ from migrate.errors import (
 )
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
+from migrate.protocol.destination_cache import DestinationCache
 from migrate.protocol.destination_lanes import DestinationLanes
 from migrate.protocol.destination_states import BEFORE_COMMIT, EXPECTED, STATUS, TRANSITIONS, DestinationState
 from migrate.protocol.handshake import Agreement
@@ -96,6 +97,9 @@ class DestinationMachine:
         self._error: MigrateError | None = None
         self.lanes = DestinationLanes(
             image, self.keys, self.digests, agreement, self.emit, self._send_of_lanes, self.stats
+        )
+        self._cache = DestinationCache(
+            agreement, hello.page_size, self.lanes, self.emit, self._send_of_lanes, self.stats
         )
 
     # --- for the shell ----------------------------------------------------------------------------
@@ -229,6 +233,7 @@ class DestinationMachine:
     def batches_applied(self, now: float, lane: int, batches: Sequence[AppliedBatch]) -> None:
         """These batches are in RAM and their digests are recorded: acknowledge them."""
         self.lanes.applied(now, lane, batches)
+        self._cache.check()
 
     def lane_failed(self, now: float, lane: int, error: Exception) -> None:
         """A lane thread has ended.
@@ -247,6 +252,12 @@ class DestinationMachine:
         self.lanes.stopped(lane)
         self._check_resumed()
         self._check_at_rest(now)
+
+    def caches_allocated(self, now: float, caches: Sequence[kernel.PageCache | None] | None) -> None:
+        """There is memory for page caches of another size, one a lane; None: there is not."""
+        del now
+        if self.state is not DestinationState.ENDED:
+            self._cache.allocated(caches)
 
     # --- inputs: verification, hooks, ends --------------------------------------------------------
 
@@ -334,6 +345,8 @@ class DestinationMachine:
         match message:
             case m.LaneBroken():
                 self.lanes.broken_by_source(message)
+            case m.CacheResize():
+                self._cache.requested(message)
             case m.StateBlob():
                 self._take_blob(message)
             case m.Prepare():
@@ -455,7 +468,9 @@ class DestinationMachine:
         )
 
     def _send_of_lanes(self, message: Message) -> None:
-        """Acknowledgements of the old attempt's lanes are not for the new one: its accept says it all."""
+        """Not between two attempts: acknowledgements of the old one's lanes are not for the new one, whose
+        accept says it all; and what the source asked for, it asks again.
+        """
         if not self._resuming:
             self.send(message)
 

@@ -18,7 +18,12 @@ from migrate.errors import ProtocolError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.handshake import Agreement, lane_cache_bytes
-from migrate.protocol.lane_destination import AppliedBatch, DestinationLane, ReceiverState
+from migrate.protocol.lane_destination import (
+    AppliedBatch,
+    DestinationLane,
+    PreparedCache,
+    ReceiverState,
+)
 from migrate.protocol.schema import Message
 from migrate.protocol.stats import MigrationStats
 from migrate.ram.digests import DigestTable
@@ -101,6 +106,18 @@ class DestinationLanes:
     def all_finished(self) -> bool:
         """Every lane has applied its final batch."""
         return all(place.lane.state is ReceiverState.FINISHED for place in self._places)
+
+    @property
+    def resizing(self) -> bool:
+        """A lane has not gone over to its new cache yet."""
+        return any(place.lane.prepared is not None for place in self._places)
+
+    def prepare_caches(
+        self, number: int, cache_bytes: int, caches: Sequence[kernel.PageCache | None]
+    ) -> None:
+        """Lay a cache of another size ready for each lane, also for those whose threads run."""
+        for place, cache in zip(self._places, caches, strict=True):
+            place.lane.prepared = PreparedCache(number, cache_bytes, cache)
 
     def opened(self, opening: m.LaneOpen, secret: bytes) -> None:
         """Take a lane connection that knows the secret; `RunLane` follows, if need be after the old thread.

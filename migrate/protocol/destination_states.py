@@ -49,6 +49,7 @@ BEFORE_COMMIT = frozenset({D.ACTIVE, D.PREPARING, D.PREPARED})
 
 EXPECTED: dict[type[Message], frozenset[DestinationState]] = {
     m.LaneBroken: BEFORE_COMMIT,
+    m.CacheResize: BEFORE_COMMIT,
     m.StateBlob: frozenset({D.ACTIVE}),
     m.Prepare: frozenset({D.ACTIVE}),
     m.Resumed: BEFORE_COMMIT,

@@ -42,6 +42,8 @@ class Agreement:
     lanes: int
     codec: str
     verify: str
+    cache_limit: int
+    """What the source may ask for later, at most."""
 
 
 def lane_cache_bytes(cache_bytes: int, lanes: int) -> int:
@@ -49,12 +51,15 @@ def lane_cache_bytes(cache_bytes: int, lanes: int) -> int:
     return cache_bytes // lanes
 
 
+def cache_is_of_use(cache_bytes: int, lanes: int, page_size: int) -> bool:
+    """Whether every lane's share holds a page at least, and XBZRLE can do such pages."""
+    slot = page_size + CACHE_INDEX_BYTES
+    return page_size <= MAX_XBZRLE_PAGE_BYTES and lane_cache_bytes(cache_bytes, lanes) >= slot
+
+
 def _agreed_cache(hello: Hello, offer: Offer, lanes: int) -> int:
     agreed = min(hello.cache_bytes, offer.cache_limit)
-    slot = hello.page_size + CACHE_INDEX_BYTES
-    if hello.page_size > MAX_XBZRLE_PAGE_BYTES or lane_cache_bytes(agreed, lanes) < slot:
-        return 0
-    return agreed
+    return agreed if cache_is_of_use(agreed, lanes, hello.page_size) else 0
 
 
 def negotiate(hello: Hello, offer: Offer) -> Agreement | Reject:
@@ -93,6 +98,7 @@ def negotiate(hello: Hello, offer: Offer) -> Agreement | Reject:
         lanes,
         hello.codec,
         hello.verify,
+        offer.cache_limit,
     )
 
 

@@ -10,7 +10,15 @@ from collections.abc import Callable
 
 from migrate.errors import ProtocolError, RecordError, StreamError
 from migrate.kernel.results import WALK_MORE
-from migrate.protocol.batch import HEADER_BYTES, MAGIC, BatchHeader, Kind, decode_marker, unpack_body
+from migrate.protocol.batch import (
+    HEADER_BYTES,
+    MAGIC,
+    BatchHeader,
+    Kind,
+    decode_marker,
+    decode_resize,
+    unpack_body,
+)
 from migrate.protocol.messages import FRAME_HEADER_BYTES, PREFACE_LANE
 from migrate.protocol.qemu_ram import QemuRam
 from migrate.protocol.qemu_wire import StreamBlock
@@ -147,6 +155,8 @@ class LaneInspector:
             blocks = [StreamBlock(*block) for block in decode_block_list(body, self._page_size)]
             if self._ram is None:
                 self._ram = QemuRam(self._page_size, blocks, None)
+        elif header.kind is Kind.CACHE_RESIZE:
+            decode_resize(body)
         elif header.kind is not Kind.RECORDS:
             decode_marker(body)
         else:

@@ -7,6 +7,9 @@
 Three calls drive it: `open` begins an epoch, `header` takes 64 bytes and says how many follow, `body` takes
 those and applies them. The first error finishes the epoch: the object then refuses everything until `close`
 and the next `open`. What was applied before stays applied, and `position` says how far that was.
+
+A cache of another size is laid ready in `prepared`, also while the lane's thread runs: the source announces
+it only after it was told so. It outlives `close`.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from enum import Enum
 from migrate import kernel
 from migrate.errors import ProtocolError
 from migrate.kernel.results import STAGE_LAST, ApplyResult
-from migrate.protocol.batch import HEADER_BYTES, BatchHeader, Kind, decode_marker, unpack_body
+from migrate.protocol.batch import HEADER_BYTES, BatchHeader, Kind, decode_marker, decode_resize, unpack_body
 from migrate.protocol.records import decode_block_list
 from migrate.ram.image import RamImage
 
@@ -52,6 +55,16 @@ class AppliedBatch:
     """None for batches without page records."""
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedCache:
+    """A page cache that waits for the batch that announces it."""
+
+    number: int
+    cache_bytes: int
+    cache: kernel.PageCache | None
+    """None: no XBZRLE any more."""
+
+
 class DestinationLane:
     """One lane's share of RAM, cache and order at the destination.
 
@@ -79,12 +92,14 @@ class DestinationLane:
         self._keys = keys
         self._digests = digests
         self.cache = kernel.PageCache(keys, cache_bytes, cache_rule) if cache_bytes else None
+        self.prepared: PreparedCache | None = None
         self._readback = readback
         self.state = ReceiverState.CLOSED
         self.epoch = 0
         self.sequence = 0
         self.lane_sum = 0
         self._round = 0
+        self._in_round = False
         self._header: BatchHeader | None = None
         self._error: Exception | None = None
 
@@ -107,6 +122,7 @@ class DestinationLane:
         self.epoch = epoch
         self.sequence = 0
         self.state = ReceiverState.OPENING
+        self._in_round = False
 
     def close(self) -> None:
         """The connection is gone: empty the cache, forget what was half received."""
@@ -148,6 +164,7 @@ class DestinationLane:
             raise
         self.sequence = header.sequence
         self._round = header.round
+        self._in_round = header.kind is Kind.RECORDS
         return applied
 
     def _usable(self, data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
@@ -168,6 +185,8 @@ class DestinationLane:
             raise ProtocolError("a lane begins with its reset batch, and only there")
         if header.round < self._round:
             raise ProtocolError(f"a batch of round {header.round} came after round {self._round}")
+        if header.kind is Kind.CACHE_RESIZE and self._in_round:
+            raise ProtocolError("the page cache changes its size in the middle of a round")
         if (header.kind is Kind.FINAL) and header.stage != STAGE_LAST:
             raise ProtocolError("a final batch came while the guest runs")
         if header.kind is not Kind.RECORDS and (header.records or header.digest_sum):
@@ -197,6 +216,8 @@ class DestinationLane:
         elif header.kind is Kind.RESET:
             self._check_blocks(plain)
             self.state = ReceiverState.RECEIVING
+        elif header.kind is Kind.CACHE_RESIZE:
+            self._change_cache(plain)
         else:
             self._check_marker(plain)
             if header.kind is Kind.FINAL:
@@ -211,6 +232,16 @@ class DestinationLane:
             header.plain_length,
             result,
         )
+
+    def _change_cache(self, plain: bytes | memoryview) -> None:
+        announced = decode_resize(plain)
+        prepared = self.prepared
+        if prepared is None or announced != (prepared.number, prepared.cache_bytes):
+            raise ProtocolError(f"a page cache of {announced[1]} bytes was not agreed on")
+        if prepared.cache is not None and self.cache is not None:
+            prepared.cache.take_over(self.cache)
+        self.cache = prepared.cache
+        self.prepared = None
 
     def _check_blocks(self, plain: bytes | memoryview) -> None:
         listed = decode_block_list(plain, self._keys.page_size)

@@ -46,6 +46,9 @@ class LaneLink:
         """Number of the last round whose end is on its way in this epoch; 0: none."""
         self.final_sequence: int | None = None
         self.final_acknowledged = False
+        self.resizing = False
+        """The lane was given a cache of another size, and the peer has not applied that yet."""
+        self._resize_sequence = 0
         self.last_progress = 0.0
         self.fruitless_resets = 0
         """In a row, without a batch applied behind the one that opens the epoch."""
@@ -75,6 +78,8 @@ class LaneLink:
         self.in_flight.append((batch.sequence, batch.wire_bytes))
         self.in_flight_bytes += batch.wire_bytes
         self._last_sent = batch.sequence
+        if batch.kind is Kind.CACHE_RESIZE:
+            self._resize_sequence = batch.sequence
         if batch.kind in (Kind.ROUND_END, Kind.FINAL):
             self.round_out = batch.round
             if batch.kind is Kind.FINAL:
@@ -104,6 +109,9 @@ class LaneLink:
             self.last_progress = now
         if self.final_sequence is not None and sequence >= self.final_sequence:
             self.final_acknowledged = True
+        if 0 < self._resize_sequence <= sequence:
+            self._resize_sequence = 0
+            self.resizing = False
         return done
 
     @property
@@ -112,8 +120,11 @@ class LaneLink:
         return self.state is LinkState.UP and (self._last_acknowledged > 1 or not self.in_flight)
 
     def settled(self, now: float) -> bool:
-        """The connection works: all was acknowledged, or something behind the opening batch, a moment ago."""
-        if self.state is not LinkState.UP or self._last_acknowledged == 0:
+        """The connection works: all was acknowledged, or something behind the opening batch, a moment ago.
+
+        Not while the cache changes its size: that takes a copy of it, which would be downtime.
+        """
+        if self.state is not LinkState.UP or self._last_acknowledged == 0 or self.resizing:
             return False
         recently = self._last_acknowledged > 1 and now - self.last_progress <= SETTLED_SECONDS
         return not self.in_flight or recently
@@ -152,6 +163,8 @@ class LaneLink:
         assert self._position is not None
         epoch, sequence = self._position
         owed = self.lane.reset(epoch, sequence)
+        self.resizing = self.lane.resizing
+        self._resize_sequence = 0
         self.state = LinkState.DOWN
         if epoch == self.lane.epoch and sequence > 1:
             self.fruitless_resets = 0

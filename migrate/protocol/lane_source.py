@@ -6,6 +6,9 @@
        └────────── reset(applied), from anywhere ── sending ────────────┤
                                                                         └ final: finished until the next reset
 
+A page cache of another size takes effect where no round is under way: after a round's end, or behind the
+batch that opens an epoch. It is announced again in the next epoch unless the destination has applied it.
+
 A lane is owned by one thread at a time: its own while it sends, the migration machine's otherwise. Its
 order is the order of everything on it, so the two caches, changed by nothing but what is on the lane,
 stay equal. Pages of batches that were not acknowledged when the lane breaks become *owed*: they are sent
@@ -28,6 +31,7 @@ from migrate.protocol.batch import (
     Codec,
     Kind,
     encode_marker,
+    encode_resize,
     pack_body,
 )
 from migrate.protocol.lane_destination import COMMITTED_CACHE_BYTES
@@ -72,6 +76,15 @@ class _Unacknowledged:
     count: int
 
 
+@dataclass(slots=True)
+class _Resize:
+    number: int
+    cache_bytes: int
+    cache: kernel.PageCache | None
+    sequence: int = 0
+    """Of the batch that announced it in this epoch; 0: it waits."""
+
+
 class SourceLane:
     """One lane's share of RAM, cache and order at the source.
 
@@ -98,6 +111,7 @@ class SourceLane:
         self._keys = keys
         self._digests = digests
         self.cache = kernel.PageCache(keys, cache_bytes, cache_rule) if cache_bytes else None
+        self._resize: _Resize | None = None
         self._codec = codec
         self.state = LaneState.CLOSED
         self.epoch = 0
@@ -131,6 +145,15 @@ class SourceLane:
         """Have memory behind the cache before the first batch. Raises MemoryError."""
         if self.cache is not None:
             self.cache.commit(COMMITTED_CACHE_BYTES)
+
+    @property
+    def resizing(self) -> bool:
+        """The destination has not applied a new size of the cache yet, as far as is known."""
+        return self._resize is not None
+
+    def resize(self, number: int, cache_bytes: int, cache: kernel.PageCache | None) -> None:
+        """Go over to this cache (None: no XBZRLE) as soon as no round is under way; what fits is kept."""
+        self._resize = _Resize(number, cache_bytes, cache)
 
     def open(self, epoch: int) -> None:
         """A new connection: the next batch is the reset batch of this epoch."""
@@ -166,6 +189,9 @@ class SourceLane:
                 [(b.name, b.length) for b in self._image.layout.blocks], self._keys.page_size
             )
             return self._without_pages(Kind.RESET, body)
+        waits = self._resize is not None and not self._resize.sequence
+        if waits and (self.state is LaneState.IDLE or self.sequence == 1):
+            return self._without_pages(Kind.CACHE_RESIZE, self._change_cache())
         if self.state is not LaneState.SENDING:
             return None
         fill = self._fill(max(limit, self._longest_record))
@@ -188,6 +214,8 @@ class SourceLane:
             )
         while self._unacknowledged and self._unacknowledged[0].sequence <= sequence:
             self._unacknowledged.popleft()
+        if self._resize is not None and 0 < self._resize.sequence <= sequence:
+            self._resize = None
 
     def reset(self, applied_epoch: int, applied_sequence: int) -> int:
         """The connection is gone: what was not applied becomes owed, the cache is emptied.
@@ -199,6 +227,8 @@ class SourceLane:
         for batch in self._unacknowledged:
             kernel.bitmap_set_pages(self._owed.array, batch.pages, batch.count)
         self._unacknowledged.clear()
+        if self._resize is not None:
+            self._resize.sequence = 0
         if self.cache is not None:
             self.cache.clear()
         if self._stage == STAGE_LAST:
@@ -210,6 +240,16 @@ class SourceLane:
     def owe(self, pages: DirtyBitmap) -> None:
         """Pages that the destination turned out not to hold as recorded."""
         self._owed.union(pages.select(self.number, self._lanes, self._image.layout.stripe_pages))
+
+    def _change_cache(self) -> bytes:
+        """Use the cache of the new size from here on; the body that says so."""
+        resize = self._resize
+        assert resize is not None
+        if resize.cache is not None and self.cache is not None and resize.cache is not self.cache:
+            resize.cache.take_over(self.cache)
+        self.cache = resize.cache
+        resize.sequence = self.sequence + 1
+        return encode_resize(resize.number, resize.cache_bytes)
 
     def _fill(self, limit: int) -> FillResult:
         unchanged = 0

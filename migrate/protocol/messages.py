@@ -11,6 +11,8 @@ hello ────────────────────────�
                             ←──────────────── ack, per batch, once it is in RAM
 lane-broken ───────────────────────────────→  either side found a lane unusable;
                             ←──────────────── lane-reset names the last sequence applied
+cache-resize ──────────────────────────────→  another size for the page caches, while it runs
+                            ←──────────────── cache-agreed | cache-refused; each lane announces it by a batch
 state-blob … prepare ──────────────────────→
                             ←──────────────── prepared | refused | unequal, digests …
 resumed ───────────────────────────────────→  (the pause was given up, precopy goes on)
@@ -180,6 +182,34 @@ class LaneReset(Message):
     epoch: U32
     sequence: U64
     reason: Text
+
+
+@message("cache-resize")
+@dataclass(frozen=True)
+class CacheResize(Message):
+    """The source wants page caches of this size, all lanes together. Asked again after a reconnect."""
+
+    number: U32
+    cache_bytes: U64
+
+
+@message("cache-agreed")
+@dataclass(frozen=True)
+class CacheAgreed(Message):
+    """The destination has the memory; each lane goes over when its batch of kind cache-resize comes."""
+
+    number: U32
+
+
+@message("cache-refused")
+@dataclass(frozen=True)
+class CacheRefused(Message):
+    """The caches stay as they are; why, and which option to change on which side."""
+
+    number: U32
+    reason: Text
+    option: Text
+    side: Word
 
 
 @message("state-blob")

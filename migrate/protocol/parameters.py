@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from migrate.config import SourceConfig
 from migrate.errors import UsageError
 
+CACHE_SIZE = "xbzrle-cache-size"
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
@@ -32,6 +34,9 @@ PARAMETERS = (
         "switchover_bandwidth",
         "bytes/s",
         "limit while the guest is paused; 0: unlimited",
+    ),
+    Parameter(
+        CACHE_SIZE, "xbzrle_cache_size", "bytes", "page cache of each side, all lanes together; 0: no XBZRLE"
     ),
     Parameter("max-rounds", "max_rounds", "rounds", "rounds while the guest runs"),
 )

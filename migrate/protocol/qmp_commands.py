@@ -74,6 +74,7 @@ EVENTS: tuple[Event, ...] = (
     Event("MIGRATION", "`status` has changed: setup, active, device, completed, failed, cancelled …"),
     Event("MIGRATION_PASS", "round `pass` begins (source)"),
     Event("MIGRATION_ROUND", "a round has ended: its row of `query-migrate`'s `rounds` (ours)"),
+    Event("MIGRATION_CACHE", "page caches have another `size`, or (with `reason`) will not have it (ours)"),
 )
 
 

@@ -18,9 +18,10 @@ from migrate.protocol.batch import CODECS
 from migrate.protocol.handshake import lane_cache_bytes
 from migrate.protocol.lane_link import LaneLink
 from migrate.protocol.lane_source import SentBatch, SourceLane
-from migrate.protocol.parameters import with_parameters
+from migrate.protocol.parameters import CACHE_SIZE, with_parameters
 from migrate.protocol.peer_errors import peer_error
 from migrate.protocol.schema import Message
+from migrate.protocol.source_cache import Caches, SourceCache
 from migrate.protocol.source_ending import SourceEnding
 from migrate.protocol.source_link import ControlState, SourceLink, rejected
 from migrate.protocol.source_pause import PauseSequence
@@ -57,6 +58,7 @@ class SourceMachine:
         self.rounds = SourceRounds(self, image.layout.total_pages, hello.page_size, live)
         self.pause = PauseSequence(self)
         self.ending = SourceEnding(self)
+        self._cache = SourceCache(self)
 
     # --- for the shell ----------------------------------------------------------------------------
 
@@ -163,6 +165,8 @@ class SourceMachine:
         match message:
             case m.Ack():
                 self._acknowledged(now, message)
+            case m.CacheAgreed() | m.CacheRefused():
+                self._cache.message(message)
             case m.LaneReset():
                 self.link.lane_reset(message)
                 if self.state in PAUSED:
@@ -215,6 +219,12 @@ class SourceMachine:
         self.stats.setup_done(now)
         self.rounds.tracking(now, first)
 
+    def caches_allocated(self, now: float, caches: Caches | None) -> None:
+        """There is memory for page caches of another size, one a lane; None: there is not."""
+        del now
+        if self.state in LIVE:
+            self._cache.allocated(caches)
+
     def harvested(self, now: float, result: HarvestResult) -> None:
         """A harvest is done."""
         self.rounds.take(result)
@@ -240,6 +250,8 @@ class SourceMachine:
         """
         self.config = with_parameters(self.config, values)
         self.rounds.policy.limit(self.config)
+        if CACHE_SIZE in values:
+            self._cache.want(values[CACHE_SIZE])
         if self.state in (SourceState.LAST_ROUND, SourceState.PREPARING):
             self.emit(a.SetRate(self.config.switchover_bandwidth))
         elif self.state in LIVE:
@@ -279,9 +291,11 @@ class SourceMachine:
         resumed = self.link.agreed is not None
         self.link.accepted(now, accept)
         if resumed:
+            self._cache.reconnected()
             self._advance(now)
             return
         self.stats.cache_size = accept.cache_bytes
+        self._cache.accepted(self.link.hello, accept)
         fields = {
             "cache_size": accept.cache_bytes,
             "cache_rule": accept.cache_rule,
@@ -319,6 +333,7 @@ class SourceMachine:
             self.link.advance(now)
         except NetworkError as error:
             self.ending.fail(now, error)
+        self._cache.check()
 
     def _acknowledged(self, now: float, message: m.Ack) -> None:
         if message.lane >= len(self.link.lanes):
@@ -330,6 +345,7 @@ class SourceMachine:
             self.emit(a.PassAck(message.lane, message.epoch, message.sequence))
         if not self.link.in_flight_bytes:
             self.rounds.meter.idle(now)
+        self._cache.check()
         self.rounds.check_settled(now)
         self.rounds.check_out(now)
         if self.state is SourceState.LAST_ROUND:

@@ -86,6 +86,8 @@ STATUS: dict[SourceState, str] = {
 EXPECTED: dict[type[Message], frozenset[SourceState]] = {
     m.Ack: LIVE | {S.COMMITTING, S.REREADING},
     m.LaneReset: LIVE,
+    m.CacheAgreed: LIVE | {S.COMMITTING, S.REREADING},
+    m.CacheRefused: LIVE | {S.COMMITTING, S.REREADING},
     m.Prepared: frozenset({S.PREPARING}),
     m.Refused: frozenset({S.PREPARING}),
     m.Unequal: frozenset({S.PREPARING}),

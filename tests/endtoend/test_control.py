@@ -109,7 +109,8 @@ async def test_start_watch_change_cancel_and_retry(lab: Lab, shm_dir: Path) -> N
 
         await src.ask("migrate-set-parameters", max_bandwidth=0, downtime_limit=2000, max_rounds=99)
         assert await src.ask("query-migrate-parameters") == {
-            "downtime-limit": 2000, "max-bandwidth": 0, "avail-switchover-bandwidth": 0, "max-rounds": 99,
+            "downtime-limit": 2000, "max-bandwidth": 0, "avail-switchover-bandwidth": 0,
+            "xbzrle-cache-size": 64 << 20, "max-rounds": 99,
         }  # fmt: skip
         await src.ask("migrate", uri=uri)
         assert await src.end() == "completed"
@@ -145,6 +146,37 @@ async def test_the_pause_comes_when_it_is_asked_for(lab: Lab, shm_dir: Path) -> 
         await src.ask("migrate-set-parameters", avail_switchover_bandwidth=1 << 30)
         await src.ask("migrate-pause")
         assert await src.end() == "completed"
+    assert await asyncio.to_thread(source.wait) == 0, source.story()
+    assert await asyncio.to_thread(destination.wait) == 0
+    lab.end_arrived_guest()
+    lab.check_guest(lab.destination_ram)
+    lab.check_witness()
+
+
+async def test_the_page_cache_changes_its_size_on_the_way(lab: Lab, shm_dir: Path) -> None:
+    """Larger, more than is allowed, smaller, none; the migration goes on and arrives whole."""
+    guest = lab.start_guest("--workload=kv", "--rate=2000")
+    destination = lab.start_destination("--once", "--xbzrle-cache-limit=32M", f"--control={shm_dir / 'dst'}")
+    options = ("--lanes=2", "--downtime-limit=0", "--max-rounds=100000", "--xbzrle-cache-size=4M")
+    source = lab.start_source(port_of(destination), guest, *options, f"--control={shm_dir / 'src'}")
+    source.wait_event("status", lambda event: event["new"] == "active")
+    async with operator(shm_dir / "src") as src, operator(shm_dir / "dst") as dst:
+        in_force = 4 << 20
+        for size in (16 << 20, 64 << 20, 1 << 20, 0, 8 << 20):
+            await src.ask("migrate-set-parameters", xbzrle_cache_size=size)
+            told = await src.event("MIGRATION_CACHE", size=size)
+            assert (await src.ask("query-migrate-parameters"))["xbzrle-cache-size"] == size
+            if size > 32 << 20:
+                assert "--xbzrle-cache-limit" in told["hint"]
+            else:
+                assert told["before"] == in_force
+                in_force = size
+                assert await dst.event("MIGRATION_CACHE", size=size)
+            report = await src.ask("query-migrate")
+            assert report.get("xbzrle-cache", {"cache-size": 0})["cache-size"] == in_force
+        await src.ask("migrate-set-parameters", downtime_limit=5000)
+        assert await src.end() == "completed"
+        assert (await src.ask("query-migrate"))["lane-resets"] == 0, "the two caches never differed"
     assert await asyncio.to_thread(source.wait) == 0, source.story()
     assert await asyncio.to_thread(destination.wait) == 0
     lab.end_arrived_guest()

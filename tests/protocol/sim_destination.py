@@ -12,6 +12,7 @@ from protocol_support import SECRET, digests_now
 from sim_lanes import Receiver
 from sim_network import Connection
 
+from migrate import kernel
 from migrate.errors import GuestError, MigrateError, ProtocolError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
@@ -182,7 +183,7 @@ class DestinationShell:
             self._hang_up(connection)
 
     def _begin(self, connection: Connection, hello: m.Hello) -> m.Reject | None:
-        offer = Offer({block.name: None for block in hello.blocks}, 1 << 30, 1 << 20)
+        offer = Offer({block.name: None for block in hello.blocks}, 1 << 30, self.world.scenario.cache_limit)
         agreed = negotiate(hello, offer)
         if isinstance(agreed, m.Reject):
             return agreed
@@ -242,6 +243,9 @@ class DestinationShell:
             case a.Verify():
                 assert not self._receivers, "RAM is verified while a lane thread may write to it"
                 self._wait_for(0.0, self._verify)
+            case a.AllocateCaches():
+                caches = world.allocate("destination", self.made.keys, action)
+                self._wait_for(0.0, partial(self._allocated, caches))
             case a.RunPrepare():
                 self._hook += 1
                 self._wait_for(
@@ -274,6 +278,10 @@ class DestinationShell:
         self._disconnect()
 
     # --- slow work --------------------------------------------------------------------------------
+
+    def _allocated(self, caches: list[kernel.PageCache | None] | None) -> None:
+        if not self.finished:
+            self.input(self.made.caches_allocated, caches)
 
     def _verify(self) -> None:
         self.world.tamper()

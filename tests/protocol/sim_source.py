@@ -160,6 +160,10 @@ class SourceShell:
             case a.PassAck():
                 lane = machine.link.lanes[action.lane].lane
                 self._in_lane(action.lane, partial(lane.acknowledge, action.epoch, action.sequence))
+            case a.ResizeCache():
+                lane = machine.link.lanes[action.lane].lane
+                resize = partial(lane.resize, action.number, action.cache_bytes, action.cache)
+                self._in_lane(action.lane, resize)
             case a.SetRate():
                 pass
             case a.Report():
@@ -174,6 +178,9 @@ class SourceShell:
         match action:
             case a.StartTracker():
                 self._start_tracker()
+            case a.AllocateCaches():
+                caches = world.allocate("source", self.machine.keys, action)
+                world.after(world.delay(), partial(self.input, self.machine.caches_allocated, caches))
             case a.Harvest():
                 began = world.now
                 world.after(world.delay(), partial(self._harvest, action.stopped, began))

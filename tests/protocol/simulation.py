@@ -23,6 +23,7 @@ from sim_guest import Guest, LogTracker
 from sim_network import Fault, Network
 from sim_source import SourceShell, WatchedSource
 
+from migrate import kernel
 from migrate.config import Address, SourceConfig
 from migrate.errors import MigrateError
 from migrate.protocol import actions as a
@@ -49,6 +50,7 @@ class Scenario:
     codec: str = "none"
     cache_rule: str = "default"
     cache_bytes: int = 1 << 14
+    cache_limit: int = 1 << 20
     verify: str = "ram"
     batch_limit: int = 1 << 20
     tracker: str = "scan"
@@ -77,9 +79,12 @@ class Scenario:
     prepare_seconds: float = 0.0
     commit_seconds: float = 0.0
 
+    resizes: tuple[tuple[int, int], ...] = ()
+    """(step, bytes): a person wants page caches of that size from there on."""
     faults: tuple[Fault, ...] = ()
     failing: tuple[tuple[str, int], ...] = ()
-    """(work, how many times it fails): pause, resume, state, prepare, commit."""
+    """(work, how many times it fails): pause, resume, state, prepare, commit, source allocates, destination
+    allocates."""
     tampered: int = 0
     """How many times somebody writes to the destination's RAM before it is verified."""
 
@@ -191,6 +196,17 @@ class World:
         self._failing[work] -= 1
         return self._failing[work] >= 0
 
+    def allocate(
+        self, side: str, keys: kernel.Keys, wanted: a.AllocateCaches
+    ) -> list[kernel.PageCache | None] | None:
+        """Page caches of another size, or none because there is no memory."""
+        if self.fails(f"{side} allocates"):
+            return None
+        if wanted.share == 0:
+            return [None] * wanted.lanes
+        rule = self.scenario.cache_rule
+        return [kernel.PageCache(keys, wanted.share, rule) for _ in range(wanted.lanes)]
+
     def tamper(self) -> None:
         """Somebody else may write to the destination's RAM."""
         if self._tampered > 0:
@@ -257,9 +273,18 @@ class World:
         self.rng.choice(ready)()
         self.now += STEP_SECONDS
         self.steps += 1
+        for step, size in self.scenario.resizes:
+            if step == self.steps:
+                self.resize(size)
         self._check()
         if self.on_step is not None:
             self.on_step(self)
+
+    def resize(self, size: int) -> None:
+        """A person wants page caches of that size."""
+        if not self.source.finished:
+            self.source.machine.set_parameters(self.now, {"xbzrle-cache-size": size})
+            self.source.perform()
 
     def _ready(self) -> list[Callable[[], None]]:
         ready = self.source.steps() + self.destination.steps()

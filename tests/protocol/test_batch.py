@@ -82,7 +82,6 @@ def test_wrong_length(length: int) -> None:
     [
         (0, b"MIGA", "magic"),
         (4, b"\x00", "kind"),
-        (4, b"\x03", "kind"),
         (4, b"\x06", "kind"),
         (4, b"\xff", "kind"),
         (5, b"\x00", "stage"),

@@ -29,6 +29,7 @@ AGREED = Agreement(
     lanes=1,
     codec="none",
     verify="ram",
+    cache_limit=1 << 20,
 )
 
 
@@ -71,8 +72,9 @@ def test_the_plain_case() -> None:
 def test_agreed(
     wanted: Mapping[str, object], offered: Mapping[str, object], agreed: Mapping[str, object]
 ) -> None:
-    found = negotiate(make_hello(**wanted), replace(OFFER, **offered))  # type: ignore[arg-type]
-    assert found == replace(AGREED, **agreed)  # type: ignore[arg-type]
+    offer = replace(OFFER, **offered)  # type: ignore[arg-type]
+    found = negotiate(make_hello(**wanted), offer)
+    assert found == replace(AGREED, **agreed, cache_limit=offer.cache_limit)  # type: ignore[arg-type]
 
 
 def _blocks(*blocks: tuple[str, int]) -> dict[str, object]:

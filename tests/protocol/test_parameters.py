@@ -12,7 +12,7 @@ from sim_states import SLOW, source_in, source_is, world_until
 from migrate.config import Address, RamSpec, SourceConfig
 from migrate.errors import UsageError
 from migrate.protocol import actions as a
-from migrate.protocol.parameters import PARAMETERS, parameter_values, with_parameters
+from migrate.protocol.parameters import CACHE_SIZE, PARAMETERS, parameter_values, with_parameters
 from migrate.protocol.source_states import SourceState
 
 S = SourceState
@@ -21,9 +21,15 @@ CONFIG = SourceConfig(Address("192.0.2.7", 4444), (RamSpec("pc.ram", Path("/dev/
 
 def test_every_parameter_is_read_as_it_was_set() -> None:
     values = {parameter.name: 5000 + number for number, parameter in enumerate(PARAMETERS)}
+    values[CACHE_SIZE] = 50030
     assert parameter_values(with_parameters(CONFIG, values)) == values
     assert with_parameters(CONFIG, values) == replace(
-        CONFIG, downtime_limit_ms=5000, max_bandwidth=5001, switchover_bandwidth=5002, max_rounds=5003
+        CONFIG,
+        downtime_limit_ms=5000,
+        max_bandwidth=5001,
+        switchover_bandwidth=5002,
+        xbzrle_cache_size=50030,
+        max_rounds=5004,
     )
 
 
@@ -33,6 +39,7 @@ def test_every_parameter_is_read_as_it_was_set() -> None:
         ({"downtime-limit": -1}, "--downtime-limit -1"),
         ({"max-bandwidth": 100}, "--max-bandwidth"),
         ({"max-rounds": 0}, "--max-rounds"),
+        ({"xbzrle-cache-size": 64}, "--xbzrle-cache-size"),
         ({"multifd-channels": 2}, "no parameter 'multifd-channels'"),
     ],
 )

@@ -59,6 +59,8 @@ def _positions(world: World, channel: Channel, step: int, rng: random.Random) ->
     return iter(range(rng.randrange(step), world.network.delivered[channel], step))
 
 
+SIZES = [0, 1 << 13, 1 << 14, 1 << 15, 1 << 16, 1 << 21]
+"""Of page caches; the last is more than is allowed."""
 CHANNELS = pytest.mark.parametrize("channel", ["control up", "control down", "lane up"])
 
 
@@ -214,6 +216,7 @@ def test_random_faults(shm_dir: Path, rng: random.Random) -> None:
             tampered=rng.choice([0, 1, 2]) if verify == "full" else 0,
             failing=tuple((work, 1) for work in ("pause", "prepare", "state") if rng.random() < 0.05),
             faults=faults,
+            resizes=tuple((rng.randrange(400), rng.choice(SIZES)) for _ in range(rng.randrange(3))),
             **{f"{name}_seconds": value for name, value in seconds.items()},
         )
         outcome = run(shm_dir, scenario, rng.getrandbits(32)).source.machine.outcome
