@@ -177,3 +177,19 @@ def test_progress_ends_the_series(link: LaneLink, by: str) -> None:
     _send(link, 1)
     _break_and_reset(link, (link.lane.epoch - 1, 2))
     assert link.fruitless_resets == 2, "what an older epoch applied is no news"
+
+
+def test_the_pause_waits_for_a_cache_that_changes_its_size(link: LaneLink) -> None:
+    _open(link)
+    for batch in _send(link, 5):
+        link.acknowledged(link.lane.epoch, batch.sequence, 0.0)
+    assert link.settled(0.0)
+    link.lane.resize(1, 0, None)
+    link.resizing = True
+    assert not link.settled(0.0), "it copies what it holds"
+    (change,) = _send(link, 1)
+    assert change.kind is Kind.CACHE_RESIZE
+    link.acknowledged(link.lane.epoch, change.sequence - 1, 0.0)
+    assert not link.settled(0.0)
+    link.acknowledged(link.lane.epoch, change.sequence, 0.0)
+    assert link.settled(0.0) and not link.resizing
