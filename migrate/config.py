@@ -142,6 +142,8 @@ class SourceConfig:
     """Unix socket on which the daemon takes commands."""
     metrics: Address | None = None
     """Where Prometheus may scrape."""
+    report: Path | None = None
+    """File, or directory, for the report of each run."""
 
     def __post_init__(self) -> None:
         validate_source(self)
@@ -171,6 +173,8 @@ class DestinationConfig:
     """Unix socket on which the daemon takes commands."""
     metrics: Address | None = None
     """Where Prometheus may scrape."""
+    report: Path | None = None
+    """File, or directory, for the report of each run."""
 
     def __post_init__(self) -> None:
         validate_destination(self)

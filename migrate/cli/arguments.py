@@ -106,10 +106,23 @@ def add_control_option(parser: argparse.ArgumentParser) -> None:
 
 def add_output_options(
     parser: argparse.ArgumentParser, ending: str = ", a summary with QEMU's statistic names at the end"
-) -> None:
+) -> argparse._ArgumentGroup:
     """The options of what is printed; `ending` ends the description of --json."""
-    parser.add_argument_group("output").add_argument(
+    group = parser.add_argument_group("output")
+    group.add_argument(
         "--json",
         action="store_true",
         help=f"one JSON object an event on standard output{ending}",
+    )
+    return group
+
+
+def add_report_option(group: argparse._ArgumentGroup) -> None:
+    """What is written about a migration, the same on both sides."""
+    group.add_argument(
+        "--report",
+        type=Path,
+        metavar="PATH",
+        help="JSON report of the run, also of one that fails or is cancelled; a directory gets a file for "
+        "each migration; `migrate-inspect report` makes a page with plots of both sides' reports",
     )

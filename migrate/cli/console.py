@@ -27,6 +27,7 @@ from migrate.cli.wording import (
     error_lines,
     event_text,
     expected_downtime,
+    is_bad_news,
     number,
     percent,
     printable,
@@ -86,7 +87,7 @@ class ConsoleReporter:
             items = check_items(named)
             self._console.print(check_table(items))
             self._print_line(check_verdict(items), "bold")
-        else:
+        elif is_bad_news(name, named):
             style = "yellow" if name in TROUBLE else "dim" if name == "status" else ""
             self._print_line(event_text(name, named, self._side), style)
 
@@ -218,7 +219,7 @@ def _live_cells(stats: MigrationStats, now: float) -> list[list[tuple[str, str]]
         [
             ("cache hits", hits),
             ("expected downtime", downtime),
-            ("time left", "-" if stats.eta is None else format_time_left(*stats.eta)),
+            ("time left", "-" if (left := stats.time_left(now)) is None else format_time_left(*left)),
         ],
     ]
 

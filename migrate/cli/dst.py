@@ -13,6 +13,7 @@ from migrate.cli.arguments import (
     add_control_option,
     add_network_options,
     add_output_options,
+    add_report_option,
     typed,
 )
 from migrate.cli.program import Program, run_program
@@ -80,7 +81,7 @@ def build_parser() -> ArgumentParser:
     )
     add_network_options(parser)
     add_control_option(parser)
-    add_output_options(parser)
+    add_report_option(add_output_options(parser))
     return parser
 
 

@@ -40,7 +40,7 @@ def json_line(name: str, fields: Mapping[str, object], timestamp: float) -> str:
     """
     seconds, microseconds = divmod(round(timestamp * 1_000_000), 1_000_000)
     record = {"event": name, "timestamp": {"seconds": seconds, "microseconds": microseconds}}
-    return json.dumps(record | _plain_object(fields), allow_nan=False) + "\n"
+    return json.dumps(record | plain_object(fields), allow_nan=False) + "\n"
 
 
 def dropped_notice(dropped: int) -> str:
@@ -76,7 +76,8 @@ class JsonReporter(EventReporter):
         """Nothing is held open."""
 
 
-def _plain_object(fields: Mapping[str, object]) -> dict[str, object]:
+def plain_object(fields: Mapping[str, object]) -> dict[str, object]:
+    """The fields in terms of JSON."""
     return {str(name): _plain(value) for name, value in fields.items()}
 
 
@@ -87,7 +88,7 @@ def _plain(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return _plain_object(value)
+        return plain_object(value)
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, Sequence | set | frozenset):

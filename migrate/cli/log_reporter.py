@@ -16,6 +16,7 @@ from migrate.cli.wording import (
     check_verdict,
     error_block,
     event_text,
+    is_bad_news,
     progress_text,
 )
 from migrate.daemon.event_reporter import dashed
@@ -52,7 +53,7 @@ class LogReporter:
         if name == "check":
             for line in check_lines(fields):
                 self._line(line)
-        else:
+        elif is_bad_news(name, fields):
             self._line(event_text(name, dashed(fields), self._side))
 
     def progress(self, stats: MigrationStats, now: float) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from migrate.cli.arguments import ArgumentParser
@@ -34,13 +36,27 @@ def run_program(program: Program[Config], argv: Sequence[str] | None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         config = program.make_config(program.build_parser().parse_args(arguments))
+        _check_report(config.report)
     except UsageError as error:
         error.with_context(hint=f"{program.name} --help lists all options")
         report_usage_error(error, program.name, json="--json" in arguments)
         return error.exit_code
-    from migrate.cli.run_daemon import run_daemon  # asyncio and uvloop, which --help can do without
+    from migrate.cli.report_writer import with_report  # the kernel, which --help can do without
+    from migrate.cli.run_daemon import run_daemon  # asyncio and uvloop, likewise
 
-    with choose_reporter(program.name, program.side, json=config.json) as reporter:
+    with choose_reporter(program.name, program.side, json=config.json) as chosen:
+        reporter = with_report(chosen, program.side, config)
         for message in program.warnings(config):
             reporter.event("warning", message=message)
         return run_daemon(lambda: program.start(config, reporter), reporter, program.side)
+
+
+def _check_report(path: Path | None) -> None:
+    """Whether a report can be written there: said before anything moves. Raises UsageError."""
+    if path is None:
+        return
+    directory = path if path.is_dir() else path.parent
+    if not directory.is_dir():
+        raise UsageError(f"--report {path}: there is no directory {directory}")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise UsageError(f"--report {path}: nothing can be written into {directory}")

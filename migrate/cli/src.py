@@ -12,6 +12,7 @@ from migrate.cli.arguments import (
     add_control_option,
     add_network_options,
     add_output_options,
+    add_report_option,
     seconds,
     typed,
     whole_number,
@@ -61,7 +62,7 @@ def build_parser() -> ArgumentParser:
     _add_lane_options(parser)
     add_network_options(parser)
     add_control_option(parser)
-    add_output_options(parser)
+    add_report_option(add_output_options(parser))
     return parser
 
 

@@ -203,6 +203,33 @@ def _paused(fields: Fields, side: str) -> str:
     return f"guest paused{took}"
 
 
+def _migration(fields: Fields, side: str) -> str:
+    del side
+    blocks = fields.get("blocks")
+    rows = [row for row in blocks if isinstance(row, Mapping)] if isinstance(blocks, Sequence) else []
+    ram = ", ".join(f"{printable(row.get('name'))} {format_size(number(row, 'length'))}" for row in rows)
+    return f"migration {printable(fields.get('id'))}: RAM {ram}"
+
+
+def _outlook(fields: Fields, side: str) -> str:
+    del side
+    left, before = (_time_left(fields.get(name)) for name in ("time-left", "time-left-before"))
+    instead = f" instead of {before}" if before != left else ""
+    return f"time left {left}{instead}{_because(fields)}"
+
+
+def _time_left(value: object) -> str:
+    if not isinstance(value, Sequence) or len(value) != 2:
+        return "unknown"
+    best, worst = (math.inf if bound is None else bound for bound in value)
+    return format_time_left(best, worst)
+
+
+def is_bad_news(name: str, fields: Fields) -> bool:
+    """Whether an `outlook` has to explain something; the others say what the display shows anyway."""
+    return name != "outlook" or bool(fields.get("worse"))
+
+
 def _fixed(text: str) -> Callable[[Fields, str], str]:
     """A sentence that further fields, if any, follow in brackets."""
 
@@ -226,6 +253,8 @@ def _stored(fields: Fields, side: str) -> str:
 _WORDINGS: dict[str, Callable[[Fields, str], str]] = {
     "control": lambda fields, _: f"taking commands on {printable(fields.get('path'))}",
     "metrics": lambda fields, _: f"metrics at http://{_address(fields)}/metrics",
+    "migration": _migration,
+    "outlook": _outlook,
     "listening": lambda fields, _: f"listening on {_address(fields)}",
     "connected": _connected,
     "negotiated": _negotiated,
@@ -253,6 +282,7 @@ _WORDINGS: dict[str, Callable[[Fields, str], str]] = {
 TROUBLE = frozenset(
     {
         "warning",
+        "outlook",
         "cache-refused",
         "lane-reset",
         "reconnecting",
@@ -305,8 +335,8 @@ def progress_text(stats: MigrationStats, now: float) -> str:
         parts.append(f"cache hits {percent(hit_rate)}")
     if (downtime := expected_downtime(stats)) is not None:
         parts.append(f"expected downtime {format_duration(downtime)}")
-    if stats.eta is not None:
-        parts.append(f"time left {format_time_left(*stats.eta)}")
+    if (left := stats.time_left(now)) is not None:
+        parts.append(f"time left {format_time_left(*left)}")
     return ", ".join(parts)
 
 

@@ -22,6 +22,7 @@ from migrate.errors import CancelledMigration, MigrateError, ProtocolError, RamE
 from migrate.protocol import messages as m
 from migrate.protocol.destination import DestinationMachine
 from migrate.protocol.handshake import Agreement, Offer, negotiate
+from migrate.protocol.run_report import blocks_of
 from migrate.protocol.stats import MigrationStats
 from migrate.ram.image import RamImage
 from migrate.ram.layout import PageLayout
@@ -217,12 +218,16 @@ class DestinationDaemon:
             if not isinstance(error, MemoryError):
                 raise
             return m.Reject(NO_MEMORY, "--ram", "destination")
-        self._reporter.event("connected", peer=channel.peer, migration=hello.migration.hex())
+        migration = hello.migration.hex()
+        blocks = blocks_of([(block.name, block.length) for block in hello.blocks])
+        self._reporter.event("migration", id=migration, attempt=hello.attempt, blocks=blocks)
+        self._reporter.event("connected", peer=channel.peer, migration=migration)
+        self._reporter.event("negotiated", **agreed.as_fields(), peer=hello.software)
         arrival: Arrival
         if self._own is not None:
             arrival = OwnArrival(self._own, self._config.hook_timeout)
         else:
-            arrival = CommandArrival(self._config, hello.migration.hex(), image.paths)
+            arrival = CommandArrival(self._config, migration, image.paths)
         self.incoming = Incoming(self._reporter, machine, image, channel, arrival)
         self._arrived.set()
         return None

@@ -29,13 +29,15 @@ class Reporter(Protocol):
         """Something happened.
 
         Args:
-            name: lower case, with dashes: `listening`, `connected`, `negotiated`, `tracker`, `status`,
-                `round`, `pausing`, `paused`, `resumed`, `lane-reset`, `reconnecting`, `waiting`,
-                `reconnected`, `prepared`, `committed`, `running`, `stored`, `cancelled`, `warning`, `check`.
+            name: lower case, with dashes: `listening`, `migration`, `connected`, `negotiated`, `tracker`,
+                `status`, `outlook`, `round`, `pausing`, `paused`, `resumed`, `lane-reset`, `reconnecting`,
+                `waiting`, `reconnected`, `prepared`, `committed`, `running`, `stored`, `cancelled`,
+                `warning`, `check`.
                 An unknown name is printed as it is.
             **fields: what JSON can hold; sizes in bytes, rates in bytes a second, times in seconds.
                 A `_` in a field's name reads as `-`. `round` comes when a round has ended, with its
-                row (`RoundStats.as_dict`); `check` has `items`, a list of CheckItem.
+                row (`RoundStats.as_dict`); `check` has `items`, a list of CheckItem; `migration` comes first
+                (`id`, `blocks`); `outlook` says why what remains, or the time left, has become more.
         """
 
     def progress(self, stats: MigrationStats, now: float) -> None:

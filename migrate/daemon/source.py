@@ -27,6 +27,7 @@ from migrate.errors import GuestError, MigrateError, UsageError, as_error
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.bandwidth import TokenBucket
+from migrate.protocol.run_report import blocks_of
 from migrate.protocol.schema import Message
 from migrate.protocol.source import SourceMachine
 from migrate.protocol.source_states import SourceState
@@ -108,6 +109,8 @@ async def migrate(
     with contextlib.ExitStack() as stack:
         image = stack.enter_context(RamImage.open_source(config.ram, config.page_size))
         hello = make_hello(config, image)
+        blocks = blocks_of([(block.name, block.length) for block in image.layout.blocks])
+        reporter.event("migration", id=hello.migration.hex(), attempt=hello.attempt, blocks=blocks)
         environment = hook_environment(
             migration_id=hello.migration.hex(), attempt=1, side="source", ram=image.paths
         )

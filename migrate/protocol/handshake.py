@@ -45,6 +45,16 @@ class Agreement:
     cache_limit: int
     """What the source may ask for later, at most."""
 
+    def as_fields(self) -> dict[str, object]:
+        """Fields of the event `negotiated`."""
+        return {
+            "cache_size": self.cache_bytes,
+            "cache_rule": self.cache_rule,
+            "lanes": self.lanes,
+            "compression": self.codec,
+            "verify": self.verify,
+        }
+
 
 def lane_cache_bytes(cache_bytes: int, lanes: int) -> int:
     """A lane's share of the agreed cache; both ends compute it."""

@@ -280,6 +280,7 @@ class SourceMachine:
             self._lane_stalls(now, lane)
         self._advance(now)
         self.rounds.check_tracked(now)
+        self.rounds.check_overdue(now)
         self.rounds.check_timeout(now)
         self.rounds.check_wanted(now)
         if self.state in PAUSED or self.state is SourceState.COMMITTING:

@@ -122,6 +122,8 @@ class PauseSequence:
         machine.rounds.number += 1
         machine.enter(SourceState.LAST_ROUND)
         machine.stats.round_started(machine.rounds.number, machine.rounds.harvested_pages, now)
+        left = machine.stats.time_left(now)
+        machine.rounds.tell_outlook(now, left, "the last round: what was written until the guest stood")
         machine.emit(a.SetRate(machine.config.switchover_bandwidth))
         machine.rounds.start_lanes(STAGE_LAST)
 
@@ -254,6 +256,7 @@ class PauseSequence:
             return
         machine.enter(SourceState.RESUMING)
         machine.rounds.policy.pause_abandoned()
+        machine.stats.expect_end(now, None)
         machine.emit(a.Report("resumed", {"reason": error.message}))
         machine.link.send(m.Resumed(self.number, repair, error.message))
         machine.ending.begin_resume()

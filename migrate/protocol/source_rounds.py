@@ -16,6 +16,7 @@ from migrate.protocol.bandwidth import RateMeter
 from migrate.protocol.source_states import SourceState
 from migrate.protocol.switchover import SwitchoverPolicy
 from migrate.ram.bitmap import DirtyBitmap
+from migrate.units import format_rate, format_size
 
 if TYPE_CHECKING:
     from migrate.protocol.source import SourceMachine
@@ -140,9 +141,11 @@ class SourceRounds:
         )
         if decision.expected_downtime is not None:
             machine.stats.expected_downtime_ms = decision.expected_downtime * 1000
-        machine.stats.eta = decision.eta
+        before = machine.stats.time_left(now)
+        machine.stats.expect_end(now, decision.eta)
         if decision.kind == "round" or (decision.kind == "give-up" and self.pause_wanted):
             self._start_round(now, result, STAGE_ROUND)
+            self.tell_outlook(now, before, decision.reason)
         elif decision.kind == "give-up":
             error = NotConvergedError(decision.reason, side="source", hint=decision.hint or None)
             machine.ending.fail(now, error)
@@ -150,6 +153,39 @@ class SourceRounds:
             machine.begin_pause(now, decision.reason)
         else:
             self._waits_for_lanes = True  # a guest that is stopped while a lane is down stands for nothing
+
+    def tell_outlook(self, now: float, before: tuple[float, float] | None, reason: str) -> None:
+        """What remains is more than it was, or the time left another: say why.
+
+        Args:
+            before: the time left as it was shown last.
+        """
+        machine = self._machine
+        left = machine.stats.time_left(now)
+        worse = before is not None and (left is None or left[0] > before[0] or left[1] > before[1])
+        fields: dict[str, object] = {
+            "round": self.number,
+            "remaining_pages": machine.stats.remaining_pages,
+            "time_left": _bounds(left),
+            "time_left_before": _bounds(before),
+            "worse": worse,
+            "reason": reason,
+        }
+        machine.emit(a.Report("outlook", fields))
+
+    def check_overdue(self, now: float) -> None:
+        """Once even the worst forecast is over, the time left is unknown."""
+        stats = self._machine.stats
+        left = stats.time_left(now)
+        if self._machine.state is SourceState.SENDING and left is not None and left[1] == 0:
+            stats.expect_end(now, None)
+            rate = self.meter.rate(now)
+            reason = (
+                "the round takes longer than foreseen:"
+                f" {format_size(stats.remaining_pages * stats.page_size)} of pages are still to be sent"
+                f"{f' at {format_rate(rate)}' if rate else ''}"
+            )
+            self.tell_outlook(now, left, reason)
 
     def check_timeout(self, now: float) -> None:
         """Carry out --timeout-action, also in the middle of a round, once --timeout is over."""
@@ -197,3 +233,7 @@ class SourceRounds:
         self.policy.round_started(harvest.began)
         machine.emit(a.SetRate(machine.config.max_bandwidth))
         self.start_lanes(stage)
+
+
+def _bounds(left: tuple[float, float] | None) -> list[float] | None:
+    return None if left is None else [round(bound, 3) for bound in left]

@@ -45,8 +45,6 @@ class MigrationStats:
     expected_downtime_ms: float = 0.0
     remaining_pages: int = 0
     """Pages that wait to be sent; `add_fill` counts it down, the owner raises it (harvest, lane reset)."""
-    eta: tuple[float, float] | None = None
-    """Time left in seconds, at best and at worst (`math.inf` when it does not converge); None: unknown."""
     transferred: int = 0
     """Bytes on all connections in the direction of the pages, headers included."""
     dirty_tracker: str | None = None
@@ -69,6 +67,7 @@ class MigrationStats:
     aborted_pauses: int = 0
     aborted_pause_seconds: float = 0.0
     """Time the guest stood in pauses that were given up and resumed; not part of `downtime`."""
+    _eta: tuple[float, float, float] | None = None
     _parts: dict[str, float] = field(default_factory=dict)
     _samples: deque[tuple[float, int, int]] = field(default_factory=deque)
 
@@ -87,7 +86,7 @@ class MigrationStats:
         if self.ended is None:
             self.ended = now
             self.round_ended(now)
-            self.eta = None
+            self._eta = None
 
     def round_started(self, round: int, dirty_pages: int, now: float) -> None:
         """A round begins with its harvest; one that has not ended yet ends here.
@@ -181,6 +180,10 @@ class MigrationStats:
             raise KeyError(name)
         self._parts[name] = self._parts.get(name, 0.0) + seconds
 
+    def expect_end(self, now: float, eta: tuple[float, float] | None) -> None:
+        """A new forecast: seconds from now, at best and at worst (`math.inf`: never); None: unknown."""
+        self._eta = None if eta is None else (now, *eta)
+
     def tick(self, now: float) -> None:
         """Take a sample for `bandwidth` and `pages_per_second`; call it a few times a second."""
         if self._samples and now <= self._samples[-1][0]:
@@ -218,6 +221,13 @@ class MigrationStats:
             return ratio(self.pages.moved, self.total_seconds(now) - self.setup_seconds(now))
         seconds, _, pages = self._window(now)
         return ratio(pages, seconds)
+
+    def time_left(self, now: float) -> tuple[float, float] | None:
+        """Seconds to the end at best and at worst: the last forecast, less the time since; None: unknown."""
+        if self._eta is None:
+            return None
+        then, best, worst = self._eta
+        return max(best - (now - then), 0.0), max(worst - (now - then), 0.0)
 
     @property
     def dirty_rate(self) -> float:
@@ -287,10 +297,8 @@ class MigrationStats:
             report["dirty-tracker"] = self.dirty_tracker
         if self.verify is not None:
             report["verify"] = self.verify
-        if self.eta is not None:
-            report["time-left"] = [
-                milliseconds(bound) if math.isfinite(bound) else None for bound in self.eta
-            ]
+        if (left := self.time_left(now)) is not None:
+            report["time-left"] = [milliseconds(bound) if math.isfinite(bound) else None for bound in left]
         report["rounds"] = [row.as_dict(now, self.page_size) for row in self.rounds]
         return report
 

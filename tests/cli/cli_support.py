@@ -70,7 +70,7 @@ def tell_migration(
     reporter.event("round", **stats.rounds[-1].as_dict(108.5, 4096))
     stats.round_started(2, 12000, 108.5)
     stats.expected_downtime_ms = 412
-    stats.eta = (4.0, 9.0)
+    stats.expect_end(108.5, (4.0, 9.0))
     reporter.event("reconnecting", attempt=1, delay=0.5, reason="connection reset by peer")
     reporter.event("lane-reset", lane=0, epoch=2, reason="connection reset by peer", owed_pages=512)
     reporter.event("reconnected", seconds=0.5, owed_pages=512)
@@ -81,7 +81,7 @@ def tell_migration(
     stats.add_fill(batch, STAGE_ROUND)
     progress(109.5)
     reporter.event("round", **stats.rounds[-1].as_dict(109.5, 4096))
-    stats.eta = None
+    stats.expect_end(109.5, None)
     stats.status = "device"
     stats.pause_started(109.5)
     reporter.event("paused", seconds=0.002)

@@ -137,7 +137,7 @@ def test_the_live_display_of_a_round() -> None:
     stats.add_fill(batch, STAGE_ROUND)
     stats.tick(11.0)
     stats.expected_downtime_ms = 1234
-    stats.eta = (4, 9)
+    stats.expect_end(10.0, (5, 10))
     head, amounts, outlook = shown(stats, 11.0)
     assert head.startswith("active, round 2 ━")
     assert head.endswith("25 %")
@@ -165,7 +165,7 @@ def test_the_longest_values_fit_80_columns() -> None:
     stats.transferred = 10**12
     stats.tick(2.0)
     stats.expected_downtime_ms = 99_999
-    stats.eta = (float("inf"), float("inf"))
+    stats.expect_end(1.0, (float("inf"), float("inf")))
     stats.pause_started(1.0)
     lines = shown(stats, 2.0)
     assert len(lines) == 3

@@ -119,7 +119,7 @@ def test_progress_in_words() -> None:
     stats.round_started(1, 262144, 0.0)
     stats.round_started(2, 25600, 10.0)
     stats.pages.cache_hit, stats.pages.cache_miss = 3, 1
-    stats.eta = (4.0, 9.0)
+    stats.expect_end(10.0 + QUIET_SECONDS, (4.0, 9.0))
 
     def tell(reporter: LogReporter) -> None:
         reporter.progress(stats, 10.0)

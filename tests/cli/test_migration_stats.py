@@ -271,10 +271,21 @@ def test_rows_of_rounds() -> None:
 
 def test_time_left_without_end_is_null() -> None:
     stats = source_stats()
-    stats.eta = (2.5, math.inf)
+    stats.expect_end(0.0, (2.5, math.inf))
     assert report(stats, 0.0)["time-left"] == [2500, None]
     stats.finish(1.0)
     assert "time-left" not in report(stats, 1.0)
+
+
+def test_time_left_goes_by_and_never_below_zero() -> None:
+    stats = source_stats()
+    stats.expect_end(10.0, (2.0, 5.0))
+    assert [stats.time_left(now) for now in (10.0, 11.5, 14.0, 20.0)] == [
+        (2.0, 5.0),
+        (0.5, 3.5),
+        (0.0, 1.0),
+        (0.0, 0.0),
+    ]
 
 
 def test_the_destination_counts_what_it_applied_and_claims_no_more() -> None:

@@ -3,7 +3,7 @@
 `run` moves a small guest from one directory to another: real lanes, real files, real bytes on the control
 connection; the network, the clock, the threads and the guest are simulated, and what happens next is drawn
 from a seeded generator. After every step the promises are checked: one owner, nobody resumes after the
-commit, equal RAM when it arrives, nothing after the end.
+commit, equal RAM when it arrives, nothing after the end, no progress that runs backwards without a word why.
 """
 
 from __future__ import annotations
@@ -39,6 +39,11 @@ STEP_SECONDS = 0.0004
 TICK_SECONDS = 0.05
 MOST_SECONDS = 600.0
 MOST_STEPS = 300_000
+
+
+MORE_REMAINS = {"outlook", "lane-reset"}
+TAKES_LONGER = {"outlook", "pausing", "resumed"}
+"""Reports that say why."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,9 @@ class World:
         self.messages: list[tuple[str, Message]] = []
         """(side that received it, message)."""
         self.on_step = on_step
+        self._shown: tuple[int, float, float] = (0, math.inf, math.inf)
+        """Pages that remain, time left at best and at worst, after the last step."""
+        self._told = 0
         self.network = Network(self.rng, list(scenario.faults))
         if not scenario.listening:
             self.network.down_until = math.inf
@@ -318,11 +326,25 @@ class World:
         assert self.steps < MOST_STEPS, f"no end: {self.story()}"
         assert not (guest.runs_here and guest.runs_there), "two owners"
         assert not (guest.runs_here and self.commit_sent), "the guest runs at the source after the commit"
+        self._check_progress()
         finished = machine.state is SourceState.ENDED
         assert self.source.finished == finished, "the source's machine ended without saying so"
         there = self.destination
         finished = there.machine is not None and there.machine.state is DestinationState.ENDED
         assert there.finished == finished, "the destination's machine ended without saying so"
+
+    def _check_progress(self) -> None:
+        stats = self.source.machine.stats
+        told = {report.name for report in self.source.reports[self._told :]}
+        self._told = len(self.source.reports)
+        remaining, best, worst = self._shown
+        left = stats.time_left(self.now) or (math.inf, math.inf)
+        self._shown = (stats.remaining_pages, *left)
+        if stats.ended is not None or stats.current_round is None or stats.current_round.round == 1:
+            return
+        assert stats.remaining_pages <= remaining or told & MORE_REMAINS, "more remains, and nobody says why"
+        longer = left[0] > best + 1e-9 or left[1] > worst + 1e-9
+        assert not longer or told & TAKES_LONGER, "it takes longer, and nobody says why"
 
     def check_end(self) -> None:
         """Where the guest is, what was said about it, and what is left on the disk."""

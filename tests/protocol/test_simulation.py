@@ -42,7 +42,7 @@ def test_a_clean_move(
     assert world.error is None
     assert world.guest.pauses == 1
     story = _story(world)
-    assert [name for name in story if name not in ("round", "status")] == [
+    assert [name for name in story if name not in ("round", "status", "outlook")] == [
         "negotiated",
         "pausing",
         "paused",
