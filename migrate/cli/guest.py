@@ -142,7 +142,8 @@ def build_parser() -> ArgumentParser:
     guest.add_argument(
         "--fill",
         choices=FILLS,
-        help="what RAM holds before the workload begins; none: holes (default: random)",
+        help="what RAM holds before the workload begins; none: holes; working-set: random there, and holes"
+        " elsewhere (default: random)",
     )
     guest.add_argument(
         "--seed", metavar="N", type=typed(_seed), help="of all that is random in it (default: random)"
@@ -153,6 +154,14 @@ def build_parser() -> ArgumentParser:
     )
     run.add_argument(
         "--host", metavar="NAME", help="where it runs, for the witness log (default: the host's name)"
+    )
+    run.add_argument(
+        "--dirty-log",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="set the bit of each page written in this file, for migrate-src --dirty-log; one for each --ram",
     )
     run.add_argument("--pidfile", metavar="FILE", type=Path, help="holds the process id while it runs")
     run.add_argument("--ready-file", metavar="FILE", type=Path, help="made when RAM is filled and it beats")
@@ -167,9 +176,17 @@ def _run(options: argparse.Namespace, reporter: JsonReporter | None) -> int:
     if options.duration is not None and not 0 < options.duration < 1e9:
         raise UsageError("--duration: a number of seconds above 0")
     paths = [spec.path for spec in options.ram]
+    if len(options.dirty_log) not in (0, len(paths)):
+        raise UsageError("--dirty-log: one for each --ram, or none")
     host = socket.gethostname() if options.host is None else options.host
     run_options = RunOptions(
-        host, options.rate, options.witness, options.pidfile, options.ready_file, options.duration
+        host,
+        options.rate,
+        options.witness,
+        options.pidfile,
+        options.ready_file,
+        options.dirty_log,
+        options.duration,
     )
     with RamFiles.resume(paths) if options.resume else RamFiles.create(paths, _new_layout(options)) as files:
         layout = files.layout

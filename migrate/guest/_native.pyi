@@ -53,9 +53,19 @@ class Guest:
     """A guest over its mapped RAM; one thread may use it."""
 
     def __init__(
-        self, model: Model, rams: Sequence[object], *, rate: int, witness: int, witness_prefix: bytes
+        self,
+        model: Model,
+        rams: Sequence[object],
+        *,
+        rate: int,
+        witness: int,
+        witness_prefix: bytes,
+        logs: Sequence[object] = (),
     ) -> None:
-        """`rams`: writable buffers, one a block. `witness`: open descriptor, or -1. ValueError."""
+        """Writable buffers `rams` and, or none, `logs`, one a block. `witness`: open descriptor, or -1.
+
+        ValueError.
+        """
     def close(self) -> None:
         """Let go of the buffers."""
     def recover(self) -> int:

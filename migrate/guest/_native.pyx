@@ -23,6 +23,7 @@ cdef extern from "guest.h" nogil:
 
     struct guest_block:
         uint8_t *ram
+        uint64_t *log
         uint64_t pages
         uint64_t first_table
         uint64_t first_data
@@ -179,14 +180,18 @@ cdef _fault(const guest_fault *f):
 
 cdef class Guest:
     cdef guest guest
-    cdef Py_buffer views[64]
+    cdef Py_buffer views[128]
     cdef int held
 
-    def __init__(self, Model model not None, rams, *, uint64_t rate, int witness, bytes witness_prefix not None):
+    def __init__(
+        self, Model model not None, rams, *, uint64_t rate, int witness, bytes witness_prefix not None, logs=()
+    ):
         self.held = 0
         memset(&self.guest, 0, sizeof(self.guest))
         if len(rams) != model.model.blocks:
             raise ValueError("one buffer for each block")
+        if len(logs) not in (0, len(rams)):
+            raise ValueError("one log for each block, or none")
         if rate > 1000000000:
             raise ValueError("rate: at most 10^9 pages a second")
         if len(witness_prefix) > 511:
@@ -203,6 +208,14 @@ cdef class Guest:
             if <size_t>self.views[self.held - 1].buf % 8:
                 raise ValueError("buffers must be aligned to 8 bytes")
             self.guest.model.block[self.held - 1].ram = <uint8_t *>self.views[self.held - 1].buf
+        for block, log in enumerate(logs):
+            PyObject_GetBuffer(log, &self.views[self.held], PyBUF_SIMPLE | PyBUF_WRITABLE)
+            self.held += 1
+            if <uint64_t>self.views[self.held - 1].len < (self.guest.model.block[block].pages + 63) // 64 * 8:
+                raise ValueError(f"block {block}: the log is too short")
+            if <size_t>self.views[self.held - 1].buf % 8:
+                raise ValueError("logs must be aligned to 8 bytes")
+            self.guest.model.block[block].log = <uint64_t *>self.views[self.held - 1].buf
         self.guest.state = <guest_state *>(self.guest.model.block[0].ram + GUEST_PAGE)
 
     def __dealloc__(self):

@@ -79,6 +79,7 @@ struct guest_state {
 
 struct guest_block {
     uint8_t *ram; /* NULL when only checking */
+    uint64_t *log; /* a bit for each page that was written, vhost's layout (LMT section 4); NULL: none is kept */
     uint64_t pages, first_table, first_data;
     uint64_t data_before;        /* data pages of the blocks before this one */
     uint64_t working_set_before; /* working-set pages of the blocks before this one */
@@ -166,6 +167,14 @@ int guest_finish(const struct guest_model *m, const struct guest_slot *slot, uin
 
 /* After a resume: finish the write in flight, in RAM. 0 nothing to do, 1 finished, -1 see g->fault. */
 int guest_recover(struct guest *g);
+
+/* After the stores, never before: who fetches the bit copies the page then. */
+static inline void guest_mark(const struct guest *g, uint32_t block, uint64_t page)
+{
+    uint64_t *log = g->model.block[block].log;
+    if (log)
+        __atomic_fetch_or(log + (page >> 6), (uint64_t)1 << (page & 63), __ATOMIC_RELEASE);
+}
 
 /* Write and beat until CLOCK_MONOTONIC reaches until_ns or a signal interrupts a sleep. Always ends between
  * two page writes. 0, or -1 with g->fault or g->error set. */

@@ -18,7 +18,7 @@ Header (page 0; block 0 is written last, so a header means that the layout is co
     16      8       guest id, random: ties blocks, pages and witness lines together
     24      8       seed
     32      4       workload: 0 idle 1 sparse 2 kv 3 log 4 thrash 5 zero 6 mixed
-    36      4       fill: 0 none 1 zero 2 random
+    36      4       fill: 0 none 1 zero 2 random 3 working-set
     40      8       page writes a second, 0 = as fast as it can
     48      8       working set, in pages over all blocks
     56      8 * 64  pages of each block; 0 beyond the last
@@ -68,7 +68,8 @@ A sum with odd weights sees every change of a single word for certain and anythi
 about 2**64, and it follows a change of few words at the cost of these words.
 
 Writes are planned from the seed and their number alone (plan.c): first, with fill "random", every data page
-in order, then the workload. So after a move the guest goes on exactly as it would have without.
+in order (with "working-set" every one of the working set), then the workload. So after a move the guest goes
+on exactly as it would have without.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ HIGHEST_RATE = 10**9
 HEADER_MAGIC = b"MGGUEST1"
 STATE_MAGIC = b"MGSTATE1"
 WORKLOADS = ("idle", "sparse", "kv", "log", "thrash", "zero", "mixed")
-FILLS = ("none", "zero", "random")
+FILLS = ("none", "zero", "random", "working-set")
 
 _HEADER = struct.Struct(f"<8sIIQQIIQQ{MAX_BLOCKS}Q")
 _CRC = struct.Struct("<I")
@@ -120,7 +121,7 @@ class Layout:
     @property
     def fill_writes(self) -> int:
         """The first so many writes fill RAM."""
-        return self.data_pages if self.fill == "random" else 0
+        return {"random": self.data_pages, "working-set": self.working_set_pages}.get(self.fill, 0)
 
     @property
     def data_pages(self) -> int:

@@ -93,7 +93,7 @@ void guest_plan(const struct guest_model *m, uint64_t n, struct guest_change *c)
     c->count = 0;
     c->random = random;
     if (n <= m->fill_writes) {
-        c->place = place_in_data(m, n - 1);
+        c->place = m->fill_writes == m->working_set ? place_in_working_set(m, n - 1) : place_in_data(m, n - 1);
         c->operation = OPERATION_WHOLE;
         return;
     }

@@ -40,6 +40,16 @@ static int looks_right(const struct guest_model *m, uint64_t place, const uint64
     return (page[WORD_TAG] | page[WORD_VERSION] | page[WORD_SUM] | page[WORD_TRAILER]) == 0;
 }
 
+/* A page write is whole: the page itself, its table entry, the counters. */
+static void mark_write(const struct guest *g, uint64_t place)
+{
+    uint32_t block = (uint32_t)(place >> 32);
+    uint64_t page = place & UINT32_MAX;
+    guest_mark(g, block, page);
+    guest_mark(g, block, g->model.block[block].first_table + page * sizeof(uint64_t) / GUEST_PAGE);
+    guest_mark(g, 0, 1);
+}
+
 static int write_page(struct guest *g, uint64_t n)
 {
     struct guest_state *state = g->state;
@@ -99,6 +109,7 @@ static int write_page(struct guest *g, uint64_t n)
     *entry = state->slot_entry;
     GUEST_STEP();
     state->done = n;
+    mark_write(g, change.place);
     return 0;
 }
 
@@ -132,6 +143,7 @@ int guest_recover(struct guest *g)
     }
     g->fault.verdict = PAGE_GOOD;
     state->done = slot.number;
+    mark_write(g, change.place);
     return 1;
 }
 
@@ -162,6 +174,9 @@ static int beat(struct guest *g, uint64_t now)
     for (uint32_t b = 0; b < g->model.blocks; b++)
         ((volatile uint64_t *)g->model.block[b].ram)[GUEST_MIRROR_WORD] = number;
     GUEST_STEP();
+    guest_mark(g, 0, 1);
+    for (uint32_t b = 0; b < g->model.blocks; b++)
+        guest_mark(g, b, 0);
     return g->witness < 0 ? 0 : witness_line(g, number, now);
 }
 

@@ -3,16 +3,18 @@
     open files (made or resumed) → finish the write in flight → slices until SIGTERM, SIGINT or the duration
     → every page whole, the witness written, files closed
 
-SIGSTOP may come at any instruction and SIGCONT goes on as if nothing had been.
+SIGSTOP may come at any instruction and SIGCONT goes on as if nothing had been. SIGTSTP stops the guest too,
+but between two page writes: each of them is marked in the dirty log then, if there is one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from migrate.guest.ram_files import RamFiles
 from migrate.guest.witness import line_prefix
 
 SLICE_NS = 5_000_000
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGTSTP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class RunOptions:
     witness: Path | None = None
     pidfile: Path | None = None
     ready_file: Path | None = None
+    dirty_logs: Sequence[Path] = ()
+    """One for each block, or none: bitmaps of what it writes, made where they are missing."""
     duration: float | None = None
     """Seconds; None: until a signal."""
 
@@ -64,7 +69,7 @@ def run_guest(files: RamFiles, options: RunOptions, on_ready: Callable[[int], No
         on_ready: called once with the beat when RAM is filled and the guest beats; must not raise.
 
     Raises VerifyError: a page is not as this guest left it (at the start: the page in flight). RamError:
-    state page or headers are unfit. MigrateError: witness, pid or ready file cannot be written.
+    state page or headers are unfit. MigrateError: witness, dirty log, pid or ready file cannot be written.
     """
     state = require_readable_state(files)
     catch_sigbus()
@@ -78,12 +83,15 @@ def run_guest(files: RamFiles, options: RunOptions, on_ready: Callable[[int], No
         maps = files.map()
         for mapping in maps:
             stack.callback(mapping.close)
+        block_pages = files.layout.block_pages
+        logs = [_map_log(path, n, stack) for path, n in zip(options.dirty_logs, block_pages, strict=False)]
         guest = Guest(
             native_model(files.layout),
             maps,
             rate=files.layout.rate if options.rate is None else options.rate,
             witness=witness,
             witness_prefix=line_prefix(files.layout.guest_id, options.host),
+            logs=logs,
         )
         stack.callback(guest.close)  # before the mappings, which cannot be closed while it has them
         if guest.recover() < 0:
@@ -93,7 +101,13 @@ def run_guest(files: RamFiles, options: RunOptions, on_ready: Callable[[int], No
             stack.callback(options.pidfile.unlink, missing_ok=True)
         begin, begin_writes, ready = time.monotonic_ns(), guest.writes, False
         end = None if options.duration is None else begin + int(options.duration * 1e9)
-        while not ended_by:
+        while True:
+            if ended_by and ended_by[0] == signal.SIGTSTP.name:
+                del ended_by[0]
+                os.kill(os.getpid(), signal.SIGSTOP)
+                continue
+            if ended_by:
+                break
             now = time.monotonic_ns()
             if end is not None and now >= end:
                 ended_by.append("duration")
@@ -118,14 +132,14 @@ def run_guest(files: RamFiles, options: RunOptions, on_ready: Callable[[int], No
 
 @contextmanager
 def _signals() -> Iterator[list[str]]:
-    """Names of the signals that asked for the end, in order."""
+    """Names of the signals that asked for the end, or a stop, in order."""
     received: list[str] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
         del frame
         received.append(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
     try:
         yield received
     finally:
@@ -142,6 +156,21 @@ def _open_witness(path: Path | None, stack: ExitStack) -> int:
         raise MigrateError(f"the witness log {path} cannot be opened: {error.strerror}") from error
     stack.callback(os.close, fd)
     return fd
+
+
+def _map_log(path: Path, pages: int, stack: ExitStack) -> mmap.mmap:
+    """The dirty log of a block, made or grown as need be."""
+    length = -(-pages // 64) * 8
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(fd).st_size < length:
+                os.ftruncate(fd, length)
+            return stack.enter_context(mmap.mmap(fd, length))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise MigrateError(f"the dirty log {path} cannot be made: {error.strerror}") from error
 
 
 def _write_file(path: Path, text: str) -> None:

@@ -159,10 +159,10 @@ def make_layout(
 
 
 @contextlib.contextmanager
-def guest_in_this_process(files: RamFiles, rate: int = 0) -> Iterator[Guest]:
+def guest_in_this_process(files: RamFiles, rate: int = 0, logs: Sequence[bytearray] = ()) -> Iterator[Guest]:
     """The compiled guest on these files, without a witness; not recovered yet."""
     maps = files.map()
-    guest = Guest(native_model(files.layout), maps, rate=rate, witness=-1, witness_prefix=b"")
+    guest = Guest(native_model(files.layout), maps, rate=rate, witness=-1, witness_prefix=b"", logs=logs)
     try:
         yield guest
     finally:
@@ -171,9 +171,9 @@ def guest_in_this_process(files: RamFiles, rate: int = 0) -> Iterator[Guest]:
             mapping.close()
 
 
-def live(files: RamFiles, writes: int, rate: int = 0) -> None:
+def live(files: RamFiles, writes: int, rate: int = 0, logs: Sequence[bytearray] = ()) -> None:
     """Let the guest on these files live for so many more page writes, and for two beats at least."""
-    with guest_in_this_process(files, rate) as guest:
+    with guest_in_this_process(files, rate, logs) as guest:
         assert guest.recover() >= 0
         goal, last_beat = guest.writes + writes, guest.beat + 2
         while guest.writes < goal or guest.beat < last_beat:
@@ -222,9 +222,9 @@ class GuestProcess:
     def pid(self) -> int:
         return self.process.pid
 
-    def stop(self) -> None:
-        """SIGSTOP, and wait until it is stopped."""
-        os.kill(self.pid, signal.SIGSTOP)
+    def stop(self, number: int = signal.SIGSTOP) -> None:
+        """Signal it, and wait until it is stopped."""
+        os.kill(self.pid, number)
         pid, status = os.waitpid(self.pid, os.WUNTRACED)
         assert (pid, os.WIFSTOPPED(status)) == (self.pid, True)
 

@@ -238,6 +238,32 @@ def test_asked_to_end(number: signal.Signals, shm_dir: Path, start_guest: StartG
     assert (summary["ended-by"], summary["beat"], summary["writes"]) == (number.name, ram.beat, ram.done)
 
 
+def test_a_polite_stop_comes_between_two_writes(shm_dir: Path, start_guest: StartGuest) -> None:
+    """What SIGSTOP cannot promise: with SIGTSTP nothing is ever in flight, and all of it is in the log."""
+    path, log = shm_dir / "ram", shm_dir / "log"
+    arguments = ("--ram", path, "--size", "1M", "--workload", "thrash", "--fill", "none")
+    guest = start_guest(*arguments, "--dirty-log", log)
+    for _ in range(10):
+        guest.stop(signal.SIGTSTP)
+        ram = read_ram([path])
+        assert not ram.in_flight
+        marks = int.from_bytes(log.read_bytes(), "little")
+        assert all(marks >> page & 1 for _, page in ram.data_pages() if ram.version(0, page))
+        guest.go_on()
+    guest.end()
+
+
+def test_logs_that_cannot_be_kept(shm_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    base = ("--ram", shm_dir / "ram", "--ram", shm_dir / "ram2", *SIZE)
+    code, errors = in_process(capfd, *base, "--dirty-log", shm_dir / "log")
+    assert code == 2
+    assert "one for each --ram" in errors
+    nowhere = shm_dir / "no" / "log"
+    code, errors = in_process(capfd, *base, "--dirty-log", shm_dir / "log", "--dirty-log", nowhere)
+    assert code == 1
+    assert f"the dirty log {nowhere} cannot be made" in errors
+
+
 def test_closed_standard_output_does_not_end_a_guest(shm_dir: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)

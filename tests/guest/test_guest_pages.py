@@ -20,7 +20,7 @@ from guest_support import (
 )
 
 from migrate.guest import _native, checker
-from migrate.guest.layout import WORKLOADS
+from migrate.guest.layout import FILLS, WORKLOADS
 from migrate.guest.ram_files import RamFiles
 
 
@@ -38,7 +38,7 @@ def test_table_entries(rng: random.Random) -> None:
         assert _native.table_entry(block, page, version, 2) == table_entry(block << 32 | page, version, 2)
 
 
-@pytest.mark.parametrize("fill", ["none", "zero", "random"])
+@pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_every_page_fits_the_octet_tables(workload: str, fill: str, shm_dir: Path) -> None:
     paths = [shm_dir / "a", shm_dir / "b", shm_dir / "c"]
@@ -74,6 +74,38 @@ def test_fills(shm_dir: Path) -> None:
         assert occupied <= 3 if fill == "none" else occupied == 64
         ram = read_ram([path])
         assert {ram.version(*page) for page in ram.data_pages()} == {int(fill == "random")}
+
+
+def test_the_fill_of_the_working_set_leaves_the_rest_a_hole(shm_dir: Path) -> None:
+    paths = [shm_dir / "a", shm_dir / "b"]
+    with RamFiles.create(paths, make_layout("kv", 67, 65, working_set=32, fill="working-set")) as files:
+        live(files, files.layout.fill_writes)
+        live(files, 500)
+    ram = assert_whole(paths)
+    assert checker.check(paths).clean
+    written = {place for place in ram.data_pages() if ram.version(*place)}
+    assert len(written) == 32
+    assert written <= {(b, page) for b in (0, 1) for page in range(3 - b, 19)}
+    assert sum(path.stat().st_blocks for path in paths) * 512 == (32 + 3 + 2) * PAGE
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_whatever_it_writes_is_marked_in_the_log(workload: str, shm_dir: Path) -> None:
+    paths = [shm_dir / "a", shm_dir / "b"]
+    logs = [bytearray(16), bytearray(16)]
+    with RamFiles.create(paths, make_layout(workload, 67, 65, fill="working-set", working_set=20)) as files:
+        for writes in (20, 1, 30):
+            before = [path.read_bytes() for path in paths]
+            for log in logs:
+                log[:] = bytes(16)
+            live(files, 0 if workload == "idle" and writes != 20 else writes, logs=logs)
+            for path, old, log in zip(paths, before, logs, strict=True):
+                new, marks = path.read_bytes(), int.from_bytes(log, "little")
+                places = range(0, len(new), PAGE)
+                changed = {at // PAGE for at in places if new[at : at + PAGE] != old[at : at + PAGE]}
+                marked = {n for n in range(128) if marks >> n & 1}
+                assert changed <= marked
+                assert marked <= set(range(24))  # header, state, table and working set
 
 
 def test_working_set_is_shared_out_and_never_left(shm_dir: Path) -> None:
