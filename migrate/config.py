@@ -113,6 +113,8 @@ class SourceConfig:
     guest_pid: int | None = None
     pause_cmd: str | None = None
     resume_cmd: str | None = None
+    guest_qmp: Path | None = None
+    """Unix socket of the monitor of the QEMU whose guest it is."""
     state_cmd: str | None = None
     dirty_tracker: DirtyTrackerName = "auto"
     dirty_log: tuple[RamSpec, ...] = ()
@@ -164,6 +166,8 @@ class DestinationConfig:
     """Of a QEMU's stream: RAM blocks without a file in `ram`, device state, statistics."""
     on_prepare: str | None = None
     on_commit: str | None = None
+    guest_qmp: Path | None = None
+    """Unix socket of the monitor of the QEMU that waits for the guest."""
     once: bool = False
     json: bool = False
     keepalive_timeout: float = 10.0
@@ -220,6 +224,11 @@ def validate_destination(config: DestinationConfig) -> None:
     """Raise UsageError, naming the option, if the values or their combination cannot work."""
     _check_blocks(config.ram)
     _check_cache("--xbzrle-cache-limit", config.xbzrle_cache_limit, page_size=1024)
+    if config.guest_qmp is not None:
+        if not config.ram:
+            raise UsageError("--guest-qmp needs --ram: the file that is the waiting QEMU's memory")
+        if config.output_dir is not None:
+            raise UsageError("--guest-qmp and --output-dir exclude each other: the guest runs, or is stored")
     _check_command("--on-prepare", config.on_prepare)
     _check_command("--on-commit", config.on_commit)
     _check_seconds("--keepalive-timeout", config.keepalive_timeout)
@@ -263,6 +272,15 @@ def _check_guest_control(config: SourceConfig) -> None:
         ("--state-cmd", config.state_cmd),
     ):
         _check_command(option, command)
+    if config.guest_qmp is not None:
+        for option, value in (
+            ("--guest-pid", config.guest_pid),
+            ("--pause-cmd", config.pause_cmd),
+            ("--resume-cmd", config.resume_cmd),
+            ("--state-cmd", config.state_cmd),
+        ):
+            if value is not None:
+                raise UsageError(f"--guest-qmp and {option} exclude each other: QEMU does that by itself")
     if config.guest_pid is not None:
         if config.guest_pid < 1:
             raise UsageError(f"--guest-pid {config.guest_pid} is not a process id")
@@ -277,8 +295,8 @@ def _check_guest_control(config: SourceConfig) -> None:
         )
     if config.resume_cmd is not None and config.pause_cmd is None:
         raise UsageError("--resume-cmd needs --pause-cmd")
-    if config.source_after == "kill" and config.guest_pid is None:
-        raise UsageError("--source-after kill needs --guest-pid: it says which process to kill")
+    if config.source_after == "kill" and config.guest_pid is None and config.guest_qmp is None:
+        raise UsageError("--source-after kill needs --guest-pid or --guest-qmp: they say whom to end")
 
 
 def _check_command(option: str, command: str | None) -> None:

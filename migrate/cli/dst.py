@@ -71,6 +71,13 @@ def build_parser() -> ArgumentParser:
         metavar="CMD",
         help="lets the prepared guest go; may be called again for the same MIGRATE_ID",
     )
+    guest.add_argument(
+        "--guest-qmp",
+        type=Path,
+        metavar="SOCKET",
+        help="monitor of a QEMU that waits with -S -incoming defer on the --ram files: it loads the devices "
+        "of the source's QEMU, and `cont` lets the guest go",
+    )
     delta = parser.add_argument_group("deltas (XBZRLE)")
     delta.add_argument(
         "--xbzrle-cache-limit",
@@ -105,7 +112,7 @@ def warnings(config: DestinationConfig) -> list[str]:
         found.append("no --ram: every RAM block of every source will be refused")
     elif not config.ram:
         found.append("no --ram: only a QEMU's stream will be taken")
-    elif config.on_commit is None:
+    elif config.on_commit is None and config.guest_qmp is None:
         found.append(
             "no --on-commit: after the handover the guest belongs to this host, but nothing starts it here"
         )

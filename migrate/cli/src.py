@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from migrate import config
 from migrate.cli.arguments import (
@@ -75,6 +76,13 @@ def _add_guest_options(parser: argparse.ArgumentParser) -> None:
         help="process to stop for the pause (SIGSTOP, until every thread stands); excludes --pause-cmd",
     )
     group.add_argument(
+        "--guest-qmp",
+        type=Path,
+        metavar="SOCKET",
+        help="monitor of the QEMU whose guest it is (its -qmp unix:SOCKET,server=on,wait=off): QEMU pauses "
+        "the guest and gives its devices; migrate-dst needs --guest-qmp too",
+    )
+    group.add_argument(
         "--pause-cmd", metavar="CMD", help="pauses the guest; nothing may write its RAM afterwards"
     )
     group.add_argument("--resume-cmd", metavar="CMD", help="resumes the guest here after a failure")
@@ -87,8 +95,8 @@ def _add_guest_options(parser: argparse.ArgumentParser) -> None:
         "--source-after",
         choices=config.SOURCE_AFTERS,
         default="keep",
-        help="what becomes of the paused guest here after the handover: keep it paused, or kill --guest-pid "
-        "(default: %(default)s)",
+        help="what becomes of the paused guest here after the handover: keep it paused, or kill it "
+        "(--guest-pid, --guest-qmp) (default: %(default)s)",
     )
 
 
@@ -217,9 +225,10 @@ async def start(config: SourceConfig, reporter: Reporter) -> None:
 
 def warnings(config: SourceConfig) -> list[str]:
     """What works but is seldom meant."""
-    if config.guest_pid is None and config.pause_cmd is None and not config.check:
+    paused = (config.guest_pid, config.guest_qmp, config.pause_cmd) != (None, None, None)
+    if not paused and not config.check:
         return [
-            "neither --guest-pid nor --pause-cmd: nothing will pause the guest; "
+            "none of --guest-pid, --guest-qmp, --pause-cmd: nothing will pause the guest; "
             "whoever writes its RAM must have stopped before the last round"
         ]
     return []

@@ -10,6 +10,7 @@ from pathlib import Path
 from migrate.config import DestinationConfig
 from migrate.daemon.device_state import DeviceState, StateDirectory
 from migrate.daemon.hooks import hook_environment, run_hook
+from migrate.errors import MigrateError
 
 
 class Arrival(abc.ABC):
@@ -27,6 +28,14 @@ class Arrival(abc.ABC):
     @abc.abstractmethod
     async def run(self, attempt: int) -> None:
         """The guest is this host's: let it go. Raises MigrateError: a person must look."""
+
+    async def lost(self) -> MigrateError:
+        """Why the guest cannot be brought up any more; returns when that is so, before `run`, or never."""
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
+
+    async def leave(self) -> None:  # noqa: B027 - most ways change nothing
+        """The migration is over: put back what it changed. Comes before `close`."""
 
     def close(self) -> None:  # noqa: B027 - most ways hold nothing
         """The migration is over; the second call does nothing."""

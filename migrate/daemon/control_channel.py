@@ -50,6 +50,11 @@ class ControlChannel(asyncio.Protocol):
         return str(Address(*address[:2])) if address else "unknown"
 
     @property
+    def lost(self) -> bool:
+        """The connection is gone, whether or not anybody was told."""
+        return self._closed or self._gone.is_set()
+
+    @property
     def address(self) -> tuple[str, int]:
         """Numeric address and port of the other side; lanes go to the same."""
         assert self._transport is not None

@@ -15,6 +15,7 @@ from migrate.daemon.incoming import Incoming
 from migrate.daemon.listener import Listener
 from migrate.daemon.own_guest import ArrivingGuest, OwnArrival
 from migrate.daemon.page_caches import available_memory
+from migrate.daemon.qemu_arrival import QemuArrival
 from migrate.daemon.qemu_incoming import QemuIncoming
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.uninterrupted import uninterrupted
@@ -49,8 +50,11 @@ class DestinationDaemon:
     def __init__(
         self, config: DestinationConfig, reporter: Reporter, own: ArrivingGuest | None = None
     ) -> None:
-        if own is not None and (config.on_prepare is not None or config.on_commit is not None):
-            raise UsageError("a guest in this process excludes on_prepare and on_commit", side="destination")
+        named = (config.on_prepare, config.on_commit, config.guest_qmp)
+        if own is not None and any(value is not None for value in named):
+            raise UsageError(
+                "a guest in this process excludes on_prepare, on_commit and guest_qmp", side="destination"
+            )
         self._config = config
         self._own = own
         self._reporter = reporter
@@ -65,6 +69,7 @@ class DestinationDaemon:
         self._handed_over: dict[tuple[int, int], str] = {}
         """Files (device, inode) that belong to a guest now, and its migration."""
         self._arrived = asyncio.Event()
+        self._greeting = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -149,8 +154,12 @@ class DestinationDaemon:
             raise ProtocolError(f"{error}; {error.hint}" if error.hint else str(error)) from error
         self._arrived.set()
 
-    def hello_came(self, hello: m.Hello, channel: ControlChannel) -> None:
+    async def hello_came(self, hello: m.Hello, channel: ControlChannel) -> None:
         """A control connection that said hello (ListenerEvents)."""
+        async with self._greeting:
+            await self._answer_hello(hello, channel)
+
+    async def _answer_hello(self, hello: m.Hello, channel: ControlChannel) -> None:
         current = self.incoming
         answer: m.Accept | m.Reject | None
         if isinstance(current, Incoming) and current.migration == hello.migration.hex():
@@ -168,11 +177,35 @@ class DestinationDaemon:
                 "destination",
             )
         else:
-            answer = self._begin(hello, channel)
+            answer = await self._look_and_begin(hello, channel)
         if answer is not None:
             self._answer(channel, answer)
 
-    def _begin(self, hello: m.Hello, channel: ControlChannel) -> m.Accept | m.Reject | None:
+    async def _look_and_begin(self, hello: m.Hello, channel: ControlChannel) -> m.Accept | m.Reject | None:
+        """Look at the QEMU that waits, if one should, then `_begin`."""
+        migration = hello.migration.hex()
+        places = {spec.name: spec.path for spec in self._config.ram}
+        ram = {block.name: places[block.name] for block in hello.blocks if block.name in places}
+        if self._own is not None:
+            return self._begin(hello, channel, OwnArrival(self._own, self._config.hook_timeout))
+        if self._config.guest_qmp is None:
+            return self._begin(hello, channel, CommandArrival(self._config, migration, ram))
+        arrival = QemuArrival(self._config, migration, ram, self._config.guest_qmp)
+        try:
+            machine = await arrival.check()
+            if channel.lost:  # it did not wait so long
+                return None
+            answer = self._begin(hello, channel, arrival, machine)
+        except MigrateError as error:
+            answer = m.Reject(error.message[:4000], (error.hint or "")[:4000], "destination")
+        finally:
+            if self.incoming is None:
+                await arrival.leave()
+        return answer
+
+    def _begin(
+        self, hello: m.Hello, channel: ControlChannel, arrival: Arrival, qemu: m.QemuMachine | None = None
+    ) -> m.Accept | m.Reject | None:
         """Agree and start, or say why not; the pre-flight is accepted without anything being started."""
         try:
             lengths = _lengths(hello)
@@ -188,7 +221,7 @@ class DestinationDaemon:
             hint = error.hint if isinstance(error, RamError) and error.hint else "--ram"
             return m.Reject(str(error)[:4000], hint[:4000], "destination")
         free = image.available_bytes or 0
-        offer = Offer(dict(lengths), free, self._config.xbzrle_cache_limit)
+        offer = Offer(dict(lengths), free, self._config.xbzrle_cache_limit, qemu=qemu)
         agreed = negotiate(hello, offer)
         if isinstance(agreed, m.Reject):
             image.close()
@@ -223,11 +256,6 @@ class DestinationDaemon:
         self._reporter.event("migration", id=migration, attempt=hello.attempt, blocks=blocks)
         self._reporter.event("connected", peer=channel.peer, migration=migration)
         self._reporter.event("negotiated", **agreed.as_fields(), peer=hello.software)
-        arrival: Arrival
-        if self._own is not None:
-            arrival = OwnArrival(self._own, self._config.hook_timeout)
-        else:
-            arrival = CommandArrival(self._config, migration, image.paths)
         self.incoming = Incoming(self._reporter, machine, image, channel, arrival)
         self._arrived.set()
         return None

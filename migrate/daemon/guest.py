@@ -53,6 +53,12 @@ class GuestControl(abc.ABC):
         """The paused guest's device state, where it gives it by itself. Raises GuestError."""
         return []
 
+    async def seal(self) -> None:  # noqa: B027 - most ways can do nothing of the kind
+        """The destination is ready, the commit is next: from here on the guest must not run by itself.
+
+        Raises GuestError: that cannot be had; the guest is resumed.
+        """
+
     @abc.abstractmethod
     async def kill(self) -> None:
         """End the guest; returns when it is gone. Raises GuestError."""
@@ -60,6 +66,16 @@ class GuestControl(abc.ABC):
     @abc.abstractmethod
     async def alive(self) -> bool:
         """Whether the guest exists, as far as can be known."""
+
+    def stopped_copy(self) -> str | None:
+        """After a handover: what stands here that must never run again, and how to end it, for a person."""
+        return None
+
+    async def leave(self) -> None:  # noqa: B027 - most ways change nothing
+        """The migration is over: put back what it changed beside the pause.
+
+        Comes before `close`; the second call does nothing, at once.
+        """
 
     def close(self) -> None:  # noqa: B027 - most ways hold nothing
         """Let go of the guest without changing it; the second call does nothing."""

@@ -96,6 +96,7 @@ class Incoming:
     async def run(self) -> None:
         """Serve to the end. Raises MigrateError."""
         ticker = asyncio.ensure_future(self._tick())
+        self._spawn(self._watch_guest())
         try:
             error = await self._wait_for_end()
         finally:
@@ -133,6 +134,7 @@ class Incoming:
         if self._channel is not None:
             self._channel.close()
             await self._channel.closed(CLOSE_SECONDS)
+        await self._arrival.leave()
         self._arrival.close()
         self._image.close()
 
@@ -277,6 +279,9 @@ class Incoming:
         rule = self._machine.agreement.cache_rule
         caches = await asyncio.to_thread(allocate_caches, self._machine.keys, rule, action)
         self._input(self._machine.caches_allocated, caches)
+
+    async def _watch_guest(self) -> None:
+        self._input(self._machine.failed, await self._arrival.lost())
 
     async def _verify(self) -> None:
         digests: bytearray | None = None

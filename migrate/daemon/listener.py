@@ -41,8 +41,8 @@ class ListenerEvents(Protocol):
     def lane_came(self, opening: m.LaneOpen, sock: socket.socket) -> None:
         """A lane connection, blocking; raises ProtocolError if it is not wanted (then it is closed)."""
 
-    def hello_came(self, hello: m.Hello, channel: ControlChannel) -> None:
-        """A control connection that said hello."""
+    async def hello_came(self, hello: m.Hello, channel: ControlChannel) -> None:
+        """A control connection that said hello; its owner from here on, unless this raises."""
 
     def qemu_came(self, head: bytes, sock: socket.socket, peer: str) -> None:
         """A QEMU's stream, blocking; raises ProtocolError if it is not wanted (then it is closed)."""
@@ -173,10 +173,10 @@ class Listener:
             hello = await first
             if not isinstance(hello, m.Hello):
                 raise ProtocolError(f"a control connection begins with {hello.TYPE}")
+            await self._events.hello_came(hello, channel)
         except BaseException:
             channel.close()
             raise
-        self._events.hello_came(hello, channel)
 
     def _start(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.ensure_future(work)

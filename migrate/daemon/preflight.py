@@ -38,4 +38,5 @@ def check_items(
     chosen = " (chosen by auto)" if config.dirty_tracker == "auto" else ""
     rows.append(row("dirty tracker", tracker + chosen))
     rows.append(row("guest", guest))
+    rows += [row("QEMU", f"{qemu.machine}, {qemu.accelerator}, on both sides") for qemu in hello.qemu]
     return rows

@@ -109,6 +109,9 @@ class ProcessGuest(GuestControl):
                 side="source",
             )
 
+    def stopped_copy(self) -> str:
+        return f"process {self.pid}, a copy now: never resume it, end it with kill -KILL {self.pid}"
+
     async def alive(self) -> bool:
         return not has_exited(self._pidfd)
 

@@ -7,13 +7,20 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 from migrate import __version__
 from migrate.config import SourceConfig
 from migrate.daemon.control_channel import ControlChannel, open_control
-from migrate.daemon.guest_control import CommandGuest, GuestControl, NoGuest, ProcessGuest
+from migrate.daemon.guest_control import (
+    CommandGuest,
+    GuestControl,
+    NoGuest,
+    ProcessGuest,
+    QmpGuest,
+)
 from migrate.daemon.hooks import hook_environment
 from migrate.daemon.lane_sender import LaneSender
 from migrate.daemon.own_guest import Guest, OwnGuest
@@ -50,11 +57,15 @@ def make_guest(config: SourceConfig, environment: Mapping[str, str], own: Guest 
     Raises UsageError: both.
     """
     if own is not None:
-        if config.guest_pid is not None or config.pause_cmd is not None or config.state_cmd is not None:
+        named = (config.guest_pid, config.guest_qmp, config.pause_cmd, config.state_cmd)
+        if any(value is not None for value in named):
             raise UsageError(
-                "a guest in this process excludes guest_pid, pause_cmd and state_cmd", side="source"
+                "a guest in this process excludes guest_pid, guest_qmp, pause_cmd and state_cmd",
+                side="source",
             )
         return OwnGuest(own)
+    if config.guest_qmp is not None:
+        return QmpGuest(config.guest_qmp, config.ram)
     if config.guest_pid is not None:
         return ProcessGuest(config.guest_pid)
     if config.pause_cmd is not None and config.resume_cmd is not None:
@@ -116,16 +127,21 @@ async def migrate(
         )
         guest = make_guest(config, environment, own)
         stack.callback(guest.close)
-        await guest.probe()
-        tracker, reasons = make_tracker(config, image, guest, stack)
-        reporter.event("tracker", name=tracker.name, reasons=reasons, promise=tracker.describe())
-        machine = SourceMachine(hello, config, image, tracker.live)
-        machine.stats.dirty_tracker = tracker.name
-        work = SourceWork(config, hello.migration.hex(), image, guest, tracker, machine, reporter)
-        daemon = SourceDaemon(config, reporter, machine, work, guest, watcher)
-        if watcher is not None:
-            watcher.begun(daemon)
-        await daemon.run()
+        try:
+            await guest.probe()
+            if isinstance(guest, QmpGuest):
+                hello = replace(hello, qemu=[guest.machine])
+            tracker, reasons = make_tracker(config, image, guest, stack)
+            reporter.event("tracker", name=tracker.name, reasons=reasons, promise=tracker.describe())
+            machine = SourceMachine(hello, config, image, tracker.live)
+            machine.stats.dirty_tracker = tracker.name
+            work = SourceWork(config, hello.migration.hex(), image, guest, tracker, machine, reporter)
+            daemon = SourceDaemon(config, reporter, machine, work, guest, watcher)
+            if watcher is not None:
+                watcher.begun(daemon)
+            await daemon.run()
+        finally:
+            await guest.leave()
 
 
 class SourceDaemon:
@@ -167,9 +183,9 @@ class SourceDaemon:
         now = time.monotonic()
         outcome = self._machine.outcome
         left = {}
-        if outcome == "completed" and self._config.guest_pid and self._config.source_after == "keep":
-            pid = self._config.guest_pid
-            left["stopped_here"] = f"process {pid}, a copy now: never resume it, end it with kill -KILL {pid}"
+        stopped = self._guest.stopped_copy()
+        if outcome == "completed" and self._config.source_after == "keep" and stopped is not None:
+            left["stopped_here"] = stopped
         self._reporter.summary(self._machine.stats, now, outcome, guest=self._machine.guest_place, **left)
         if error is not None:
             raise error
@@ -196,6 +212,7 @@ class SourceDaemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(ticker, *self._tasks, return_exceptions=True)
+        await self._guest.leave()
         if self._channel is not None:
             self._channel.close()
             await self._channel.closed(CLOSE_SECONDS)

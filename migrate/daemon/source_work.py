@@ -101,9 +101,13 @@ class SourceWork:
     async def confirm(self, ram: bool) -> MigrateError | None:
         """After the last copy: the guest still stands and, with `ram`, RAM still is what was sent.
 
+        Without `ram` it is the look before the commit: the guest is sealed first. Raises GuestError.
+
         A tracker that is told of writes says which pages could differ; otherwise, and with `--verify full`,
         every page is read once more: it costs what a harvest costs, while the destination verifies.
         """
+        if not ram:
+            await self._guest.seal()
         differing = await asyncio.to_thread(self._second_look) if ram else 0
         self._tell_fault()
         if not await self._guest.still_paused():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from migrate.config import CACHE_RULES, VERIFY_LEVELS
 from migrate.protocol.batch import CODECS
-from migrate.protocol.messages import MAX_LANES, PROTOCOL_VERSION, Hello, Reject
+from migrate.protocol.messages import MAX_LANES, PROTOCOL_VERSION, Hello, QemuMachine, Reject
 
 MAX_XBZRLE_PAGE_BYTES = 16383
 CACHE_INDEX_BYTES = 32  # a slot's entry in the index, see the kernel's contract
@@ -30,6 +30,8 @@ class Offer:
     """Room for RAM on the file systems of the blocks."""
     cache_limit: int
     lane_limit: int = MAX_LANES
+    qemu: QemuMachine | None = None
+    """The QEMU that waits here; it loads the devices of the source's."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def negotiate(hello: Hello, offer: Offer) -> Agreement | Reject:
     ):
         if value not in known:
             return Reject(f"{option} {value} is not known here; known: {', '.join(known)}", option, "source")
-    problem = _blocks_problem(hello, offer)
+    problem = _blocks_problem(hello, offer) or _qemu_problem(hello, offer)
     if problem is not None:
         return problem
     if hello.data_bytes > offer.free_bytes:
@@ -144,4 +146,35 @@ def _blocks_problem(hello: Hello, offer: Offer) -> Reject | None:
                 f"remove the file of --ram {block.name}, or give the right one",
                 "destination",
             )
+    return None
+
+
+def _qemu_problem(hello: Hello, offer: Offer) -> Reject | None:
+    if not hello.qemu:
+        if offer.qemu is None:
+            return None
+        return Reject(
+            "a QEMU waits at the destination, but the source moves a guest without one",
+            "--guest-qmp SOCKET (or start migrate-dst without it)",
+            "source",
+        )
+    if offer.qemu is None:
+        return Reject(
+            "the source moves the guest of a QEMU, but none waits at the destination",
+            "--guest-qmp SOCKET",
+            "destination",
+        )
+    [theirs], ours = hello.qemu, offer.qemu
+    if theirs.machine != ours.machine:
+        return Reject(
+            f"the source's QEMU has the machine {theirs.machine!r}, the destination's {ours.machine!r}",
+            f"start QEMU with -machine {theirs.machine}",
+            "destination",
+        )
+    if theirs.accelerator != ours.accelerator:
+        return Reject(
+            f"the source's QEMU runs with {theirs.accelerator}, the destination's with {ours.accelerator}",
+            f"start QEMU with -accel {theirs.accelerator}",
+            "destination",
+        )
     return None

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from migrate import kernel
@@ -91,6 +91,15 @@ class Blob:
     sha256: Annotated[bytes, Range(32, 32)]
 
 
+@dataclass(frozen=True)
+class QemuMachine:
+    """What two QEMUs must have in common for one to load the other's devices."""
+
+    machine: Name
+    """Machine type, with its version where it has one: pc-i440fx-7.2."""
+    accelerator: Word
+
+
 @message("hello")
 @dataclass(frozen=True)
 class Hello(Message):
@@ -112,6 +121,8 @@ class Hello(Message):
     codec: Word
     verify: Word
     digest_seed: Secret
+    qemu: Annotated[list[QemuMachine], Range(0, 1)] = field(default_factory=list)
+    """The QEMU whose guest this is and whose devices come with `prepare`; none for other guests."""
 
 
 @message("accept")

@@ -23,6 +23,12 @@ CONFIGURATION = 0x07
 COMMAND = 0x08
 FOOTER = 0x7E
 
+ANSWER_SHUT = 1
+ANSWER_PONG = 2
+ANSWER_BYTES = 4
+MAX_ANSWER_BYTES = 512
+"""What follows the head of an answer at most: REQ_PAGES with a name has 8 + 4 + 1 + 255."""
+
 CAP_IGNORE_SHARED = "x-ignore-shared"
 CAP_MAPPED_RAM = "mapped-ram"
 
@@ -86,12 +92,12 @@ class StreamBlock:
 
 def encode_shut(status: int) -> bytes:
     """The last message of a return path: 0 = loaded, else the source keeps its guest."""
-    return struct.pack(">HHI", 1, 4, status)
+    return struct.pack(">HHI", ANSWER_SHUT, 4, status)
 
 
 def encode_pong(value: bytes) -> bytes:
     """The answer to a PING with that payload."""
-    return struct.pack(">HH", 2, 4) + value
+    return struct.pack(">HH", ANSWER_PONG, 4) + value
 
 
 def check_discard(payload: bytes) -> None:

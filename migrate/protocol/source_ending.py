@@ -131,12 +131,16 @@ class SourceEnding:
         if self._error is not None:
             if self._resume_problem is not None and machine.config.guest_pid:
                 self._error.hint = f"resume it by hand: kill -CONT {machine.config.guest_pid}"
+            elif self._resume_problem is not None and machine.config.guest_qmp:
+                self._error.hint = "resume it by hand, in QEMU's monitor: migrate_cancel, then cont"
             self._error.with_context(guest=self.guest_place)
         machine.emit(a.Finish(self._error))
 
     def _how_to_decide(self) -> str:
         config = self._machine.config
         resume = f"kill -CONT {config.guest_pid}" if config.guest_pid else config.resume_cmd
+        if config.guest_qmp:
+            resume = "`cont` in the monitor of the QEMU here"
         there = "look at migrate-dst's last lines and at the guest there"
         if resume is None:
             return f"{there}; if it says that the guest was not started, the source's copy is the guest"

@@ -39,10 +39,11 @@ def test_the_option_names_are_the_contract() -> None:
         "--to", "--xbzrle-cache-size", "--xbzrle-cache-rule", "--guest-pid", "--pause-cmd", "--resume-cmd",
         "--state-cmd", "--dirty-tracker", "--downtime-limit", "--max-bandwidth", "--switchover-bandwidth",
         "--max-rounds", "--timeout", "--timeout-action", "--source-after", "--verify", "--check",
-        "--compression", "--lanes", "--dirty-log",
+        "--compression", "--lanes", "--dirty-log", "--guest-qmp",
     }  # fmt: skip
     assert options(dst.build_parser()) == both | {
         "--listen", "--xbzrle-cache-limit", "--on-prepare", "--on-commit", "--once", "--output-dir",
+        "--guest-qmp",
     }  # fmt: skip
 
 
@@ -58,6 +59,7 @@ def test_the_defaults_of_the_command_line_are_those_of_the_configuration() -> No
         (["--xbzrle-cache-size", "0"], "xbzrle_cache_size", 0),
         (["--xbzrle-cache-rule", "qemu"], "xbzrle_cache_rule", "qemu"),
         (["--guest-pid", "77"], "guest_pid", 77),
+        (["--guest-qmp", "/run/vm.qmp"], "guest_qmp", Path("/run/vm.qmp")),
         (["--pause-cmd", "p", "--resume-cmd", "r"], "pause_cmd", "p"),
         (["--pause-cmd", "p", "--resume-cmd", "r"], "resume_cmd", "r"),
         (["--state-cmd", "s"], "state_cmd", "s"),

@@ -87,6 +87,7 @@ def test_the_defaults_are_a_working_configuration() -> None:
     [
         {"guest_pid": 1234},
         {"guest_pid": 1234, "source_after": "kill"},
+        {"guest_qmp": Path("/run/vm.qmp"), "source_after": "kill"},
         {"pause_cmd": "virsh suspend vm", "resume_cmd": "virsh resume vm"},
         {"timeout_action": "pause"},  # without --timeout it acts after --max-rounds
         {"xbzrle_cache_size": 0},
@@ -113,6 +114,9 @@ def test_sources_that_can_work(fields: dict[str, Any]) -> None:
         ({"guest_pid": 1, "pause_cmd": "p", "resume_cmd": "r"}, ["--guest-pid", "--pause-cmd"]),
         ({"guest_pid": 1, "resume_cmd": "r"}, ["--guest-pid", "--resume-cmd"]),
         ({"guest_pid": 0}, ["--guest-pid"]),
+        ({"guest_qmp": Path("q"), "guest_pid": 1}, ["--guest-qmp", "--guest-pid"]),
+        ({"guest_qmp": Path("q"), "pause_cmd": "p", "resume_cmd": "r"}, ["--guest-qmp", "--pause-cmd"]),
+        ({"guest_qmp": Path("q"), "state_cmd": "s"}, ["--guest-qmp", "--state-cmd"]),
         ({"pause_cmd": "p"}, ["--pause-cmd", "--resume-cmd"]),
         ({"resume_cmd": "r"}, ["--resume-cmd", "--pause-cmd"]),
         ({"pause_cmd": " ", "resume_cmd": "r"}, ["--pause-cmd", "empty"]),
@@ -155,6 +159,8 @@ def test_sources_that_cannot_work_name_their_options(fields: dict[str, Any], opt
     [
         ({"ram": (RamSpec("a", Path("/x")), RamSpec("a", Path("/y")))}, ["--ram"]),
         ({"xbzrle_cache_limit": 256}, ["--xbzrle-cache-limit"]),
+        ({"ram": (), "guest_qmp": Path("q")}, ["--guest-qmp", "--ram"]),
+        ({"output_dir": Path("d"), "guest_qmp": Path("q")}, ["--guest-qmp", "--output-dir"]),
         ({"on_prepare": ""}, ["--on-prepare"]),
         ({"on_commit": "\0"}, ["--on-commit"]),
         ({"keepalive_timeout": -1.0}, ["--keepalive-timeout"]),

@@ -22,6 +22,7 @@ from migrate.protocol.handshake import (
 
 SLOT = PAGE + CACHE_INDEX_BYTES
 OFFER = Offer({"pc.ram": None}, free_bytes=1 << 30, cache_limit=1 << 20)
+PC = m.QemuMachine("pc-i440fx-7.2", "kvm")
 AGREED = Agreement(
     version=m.PROTOCOL_VERSION,
     cache_bytes=1 << 16,
@@ -67,6 +68,7 @@ def test_the_plain_case() -> None:
         ({"data_bytes": 1 << 30}, {}, {}),
         ({"data_bytes": 8}, {"free_bytes": 8}, {}),
         ({"attempt": 7, "resume": True, "check": True}, {}, {}),
+        ({"qemu": [PC]}, {"qemu": PC}, {}),
     ],
 )
 def test_agreed(
@@ -103,6 +105,16 @@ def _blocks(*blocks: tuple[str, int]) -> dict[str, object]:
         ({}, {"blocks": {"pc.ram": 9 * PAGE}}, "destination", "--ram pc.ram", f"{9 * PAGE}"),
         ({}, {"blocks": {"pc.ram": 0}}, "destination", "--ram pc.ram", f"{8 * PAGE} bytes"),
         ({"data_bytes": (1 << 30) + 1}, {}, "destination", "--ram", "have room for 1073741824"),
+        ({"qemu": [PC]}, {}, "destination", "--guest-qmp", "none waits at the destination"),
+        ({}, {"qemu": PC}, "source", "--guest-qmp", "moves a guest without one"),
+        (
+            {"qemu": [PC]},
+            {"qemu": replace(PC, machine="q35")},
+            "destination",
+            "-machine pc-i440fx-7.2",
+            "q35",
+        ),
+        ({"qemu": [PC]}, {"qemu": replace(PC, accelerator="tcg")}, "destination", "-accel kvm", "with tcg"),
     ],
 )
 def test_rejected(

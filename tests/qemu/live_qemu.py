@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -41,14 +42,43 @@ PARAMS = {
 }
 
 
-class Qemu:
-    """One QEMU source: TCG, machine microvm, RAM block `mem` in a file; a context manager."""
+# For KVM where the host itself is a virtual machine that emulates it: every exit is dear.
+SLOW_PARAMS = {
+    "seed": 105,
+    "count_pages": 8,
+    "sparse_pages": 8,
+    "sparse_step": 4,
+    "noise_pages": 2,
+    "noise_step": 1,
+    "flick_pages": 4,
+    "flick_step": 2,
+    "edge_pages": 16,
+    "edge_step": 4,
+    "fill_pages": 4,
+    "verify_step": 4,
+}
 
-    def __init__(self, directory: Path) -> None:
-        self.ram_file = directory / "qemu.ram"
-        self._log = (directory / "qemu.log").open("wb")
-        image = directory / "stirrer.bin"
-        image.write_bytes(stirrer.make_image("rom", stirrer.Params(**PARAMS).sized(RAM_BYTES)))
+
+class Qemu:
+    """One QEMU: machine microvm, RAM block `mem` in a file; a context manager.
+
+    Args:
+        directory: for all its files.
+        name: of its RAM file, and of the socket of the monitor for others.
+        accelerator: tcg or kvm; the guest of the latter does less.
+        more: further arguments.
+    """
+
+    def __init__(
+        self, directory: Path, name: str = "qemu", accelerator: str = "tcg", more: Sequence[str] = ()
+    ) -> None:
+        self.name = name
+        self.ram_file = directory / f"{name}.ram"
+        self.monitor = directory / f"{name}.sock"
+        self._log = (directory / f"{name}.log").open("wb")
+        image = directory / f"stirrer-{accelerator}.bin"
+        params = SLOW_PARAMS if accelerator == "kvm" else PARAMS
+        image.write_bytes(stirrer.make_image("rom", stirrer.Params(**params).sized(RAM_BYTES)))
         self.image = image.read_bytes()
         here, there = socket.socketpair()
         machine = (
@@ -56,15 +86,18 @@ class Qemu:
             "x-option-roms=off,auto-kernel-cmdline=off"
         )
         backend = f"memory-backend-file,id=mem,size={RAM_BYTES},mem-path={self.ram_file},share=on"
-        command = f"{QEMU} -accel tcg -m 16M -nodefaults -no-user-config -vga none -net none -display none"
+        command = f"{QEMU} -accel {accelerator} -m 16M -nodefaults -no-user-config"
         self.process = subprocess.Popen(
             [
                 *command.split(),
+                *["-vga", "none", "-net", "none", "-display", "none"],
                 *("-object", backend),
                 *("-M", machine),
                 *("-bios", str(image)),
                 *("-chardev", f"socket,id=monitor,fd={there.fileno()}"),
                 *("-mon", "chardev=monitor,mode=control"),
+                *("-qmp", f"unix:{self.monitor},server=on,wait=off"),
+                *more,
             ],
             pass_fds=[there.fileno()],
             stdin=subprocess.DEVNULL,
@@ -106,6 +139,19 @@ class Qemu:
             capabilities=[{"capability": name, "state": True} for name in names],
         )
 
+    @property
+    def state(self) -> str:
+        """`query-status`'s status; "gone" if it has ended."""
+        try:
+            return str(self.do("query-status")["status"])
+        except (OSError, ValueError):  # an empty line is no JSON
+            return "gone"
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        self.process.kill()
+        self.process.wait()
+
     def control(self) -> dict[str, int]:
         """The guest's own counters."""
         found: dict[str, int] = stirrer.control(self.ram_file.read_bytes())
@@ -134,9 +180,12 @@ class Qemu:
 
     def goes_on(self) -> None:
         """`cont`, and the guest's beat is seen to advance."""
-        before = self.control()["beat"]
         self.do("cont")
-        assert self.do("query-status")["status"] == "running"
+        self.check_runs(self.control()["beat"])
+
+    def check_runs(self, before: int) -> None:
+        """It runs, its beat advances beyond that, its RAM is what it should be; it is stopped for that."""
+        assert self.state == "running"
         wait_until(lambda: self.control()["beat"] > before, "a beat of the guest")
         self.do("stop")
         assert stirrer.check(self.ram_file.read_bytes()) == []
@@ -148,6 +197,12 @@ def wait_until(condition: Any, what: str) -> None:
     while not condition():
         assert time.monotonic() < end, f"no {what}"
         time.sleep(0.01)
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody uses now."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
 
 
 class Tap:
