@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import convergence, kernel_part, lane, memory, product
+from bench import control, convergence, kernel_part, lane, memory, product
 from bench.figures import Part, conditions, describe
 
-PARTS = ("kernel", "lane", "memory", "convergence")
+PARTS = ("kernel", "lane", "memory", "convergence", "control")
 SHARED_MEMORY = Path("/dev/shm")
 DESCRIPTION = """Measure the real thing on this machine; say what was demanded and whether it was met.
 
@@ -19,6 +19,7 @@ DESCRIPTION = """Measure the real thing on this machine; say what was demanded a
   lane         idle random RAM over loopback against a bare pump and iperf3; then the whole product
   memory       peak resident memory of both daemons
   convergence  `sparse` behind 50 MB/s without XBZRLE and with it; the cache rules side by side
+  control      time until the control sockets answer while pages move as fast as they can
 
 Speeds are ratios to something measured in the same run, medians with their range."""
 EPILOG = """exit codes: 0 everything demanded was met; 1 something was missed, or broke"""
@@ -79,6 +80,7 @@ def _steps(runs: int, quick: bool, shared: Path) -> Iterator[tuple[str, Callable
     yield "memory", lambda: memory.run(mib, shared, 200e6)
     yield "convergence", lambda: convergence.run(quick, shared)
     yield "convergence", lambda: convergence.rules(quick, shared)
+    yield "control", lambda: control.run(quick, shared)
 
 
 if __name__ == "__main__":

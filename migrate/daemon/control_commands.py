@@ -95,12 +95,9 @@ def migration_report(
     """
     report: dict[str, object] = {"status": "none" if error is None else "failed"}
     if stats is not None:
-        report = stats.as_dict(now)
+        report = stats.as_dict(now, most_rounds=MOST_ROUNDS)
         if not over:
             report["status"] = _NOT_YET.get(stats.status, stats.status)
-        rounds = report["rounds"]
-        assert isinstance(rounds, list)
-        report["rounds"] = rounds[-MOST_ROUNDS:]
     if error is not None:
         report["error-desc"] = error.message
         report |= {

@@ -33,7 +33,7 @@ class EventReporter(abc.ABC):
 
     def progress(self, stats: MigrationStats, now: float) -> None:
         """Record the statistics (Reporter)."""
-        report = stats.as_dict(now)
+        report = stats.as_dict(now, most_rounds=0)
         del report["rounds"]
         self.record("progress", report)
 

@@ -68,12 +68,12 @@ class MetricsReporter(Collector):
 
     def progress(self, stats: MigrationStats, now: float) -> None:
         """Pass it on (Reporter)."""
-        self._report = stats.as_dict(now)
+        self._report = stats.as_dict(now, most_rounds=0)
         self._reporter.progress(stats, now)
 
     def summary(self, stats: MigrationStats, now: float, outcome: str, /, **fields: object) -> None:
         """Pass it on (Reporter)."""
-        self._report = stats.as_dict(now)
+        self._report = stats.as_dict(now, most_rounds=0)
         self._reporter.summary(stats, now, outcome, **fields)
 
     def error(self, error: MigrateError) -> None:

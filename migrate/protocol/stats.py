@@ -266,10 +266,11 @@ class MigrationStats:
         """The last ended round in which pages were sent: where QEMU's rates come from."""
         return next((row for row in reversed(self.rounds) if row.ended is not None and row.pages.sent), None)
 
-    def as_dict(self, now: float) -> dict[str, object]:
+    def as_dict(self, now: float, most_rounds: int | None = None) -> dict[str, object]:
         """The report in the shape of `query-migrate`: times in ms, sizes in bytes. Ready for JSON.
 
-        The destination has no `expected-downtime`, no cache lookups and no `remaining`: it cannot know them.
+        `rounds` lists all of them, or the last `most_rounds`: a small guest makes thousands a minute, and who
+        asks while it moves must not wait for them all. The destination has no `expected-downtime`, no cache lookups and no `remaining`: it cannot know them.
         """
         report: dict[str, object] = {
             "status": self.status,
@@ -299,7 +300,9 @@ class MigrationStats:
             report["verify"] = self.verify
         if (left := self.time_left(now)) is not None:
             report["time-left"] = [milliseconds(bound) if math.isfinite(bound) else None for bound in left]
-        report["rounds"] = [row.as_dict(now, self.page_size) for row in self.rounds]
+        listed = len(self.rounds) if most_rounds is None else most_rounds
+        rows = self.rounds[max(0, len(self.rounds) - listed) :]
+        report["rounds"] = [row.as_dict(now, self.page_size) for row in rows]
         return report
 
     def _ram(self, now: float) -> dict[str, object]:

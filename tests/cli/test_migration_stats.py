@@ -314,3 +314,15 @@ def test_a_whole_migration() -> None:
     assert sum(row["bytes"] for row in result["rounds"]) == 804 * MIB
     assert (result["lane-resets"], result["reconnects"]) == (1, 1)
     assert (result["dirty-tracker"], result["verify"]) == ("scan", "ram")
+
+
+def test_only_the_last_rounds_are_listed_where_that_is_enough() -> None:
+    stats = source_stats()
+    stats.start(0.0)
+    for number in range(1, 6):
+        stats.round_started(number, 10, float(number))
+        stats.round_ended(number + 0.5)
+    for most, listed in ((None, [1, 2, 3, 4, 5]), (2, [4, 5]), (0, []), (9, [1, 2, 3, 4, 5])):
+        rounds = stats.as_dict(9.0, most_rounds=most)["rounds"]
+        assert isinstance(rounds, list)
+        assert [row["round"] for row in rounds] == listed
