@@ -1,7 +1,7 @@
 """How long the control sockets take to answer while a migration uses every CPU there is.
 
-The same questions are asked of a program that only answers them, in the same minute, on the same busy CPUs: what
-it takes longer is the machine's doing, not the daemons'.
+The same questions are asked of a program that does nothing but answer, in the same minute, on the same busy
+CPUs: what that takes is the machine's doing, not the daemons'.
 """
 
 from __future__ import annotations
@@ -98,9 +98,7 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def _measure(
-    memory: Path, mib: int, count: int, lanes: int
-) -> tuple[dict[str, list[float]], int, float]:
+def _measure(memory: Path, mib: int, count: int, lanes: int) -> tuple[dict[str, list[float]], int, float]:
     """Times of each side, and how much was sent in how long meanwhile."""
     with tempfile.TemporaryDirectory(prefix="migrate-test-bench-", dir=memory) as name:
         directory = Path(name)

@@ -35,6 +35,8 @@ class DestinationService:
     def __init__(self, config: DestinationConfig, reporter: Reporter, own: ArrivingGuest | None) -> None:
         assert config.control is not None
         self._path = config.control
+        self._starts = config.on_commit is not None
+        """The guest is let go by us; without a command it waits for somebody who does."""
         table = CommandTable(
             "destination",
             {
@@ -58,8 +60,9 @@ class DestinationService:
             await uninterrupted(self._socket.close())
 
     def _query_status(self, _: Mapping[str, object]) -> object:
-        running = self._daemon.incoming is None and self._daemon.last_outcome == "completed"
-        return {"running": running, "status": "running" if running else "inmigrate"}
+        if self._daemon.incoming is not None or self._daemon.last_outcome != "completed":
+            return {"running": False, "status": "inmigrate"}
+        return {"running": self._starts, "status": "running" if self._starts else "paused", "assumed": True}
 
     def _query_migrate(self, _: Mapping[str, object]) -> object:
         incoming = self._daemon.incoming

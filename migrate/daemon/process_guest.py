@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from migrate.daemon.guest import GuestControl
 from migrate.daemon.pidfd import has_exited, wait_exited
@@ -114,6 +114,13 @@ class ProcessGuest(GuestControl):
 
     async def alive(self) -> bool:
         return not has_exited(self._pidfd)
+
+    def look(self) -> Literal["running", "paused", "shutdown"]:
+        """How it is now, whoever made it so, in the words of QEMU's RunState; shutdown: it has ended."""
+        try:
+            return "paused" if _all_stopped(self._threads()) else "running"
+        except GuestError:
+            return "shutdown" if has_exited(self._pidfd) else "running"
 
     def close(self) -> None:
         if self._pidfd >= 0:

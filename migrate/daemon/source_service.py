@@ -16,6 +16,7 @@ from migrate.config import Address, SourceConfig
 from migrate.daemon.control_commands import CommandTable, EventRelay, migration_report
 from migrate.daemon.control_socket import ControlSocket
 from migrate.daemon.own_guest import Guest
+from migrate.daemon.process_guest import ProcessGuest
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.source import SourceDaemon, migrate
 from migrate.daemon.uninterrupted import uninterrupted
@@ -63,6 +64,8 @@ class SourceService:
         )
         self._socket = ControlSocket(config.control, table.execute)
         self._reporter = EventRelay(reporter, self._socket.event)
+        self._guest: ProcessGuest | None = None
+        """To look at; held from the beginning: by the time of `migrate` its number may mean another one."""
         self._daemon: SourceDaemon | None = None
         """Of the migration under way, or of the last one."""
         self._busy = config.to is not None
@@ -76,8 +79,10 @@ class SourceService:
 
     async def run(self) -> None:
         """Serve. Raises MigrateError."""
-        await self._socket.open()
+        if self._config.guest_pid is not None:
+            self._guest = ProcessGuest(self._config.guest_pid)
         try:
+            await self._socket.open()
             self._reporter.event("control", path=str(self._config.control))
             if self._config.to is not None:
                 await self._move()
@@ -85,6 +90,8 @@ class SourceService:
                 await self._serve()
         finally:
             await uninterrupted(self._socket.close())
+            if self._guest is not None:
+                self._guest.close()
 
     async def _serve(self) -> None:
         task = asyncio.current_task()
@@ -143,13 +150,24 @@ class SourceService:
     def _query_status(self, _: Mapping[str, object]) -> object:
         machine = self._daemon.machine if self._daemon is not None else None
         if machine is None:
-            return {"running": True, "status": "running"}
+            return self._guest_here()
         if machine.state in PAUSED:
             return {"running": False, "status": "finish-migrate"}
         if machine.state in (SourceState.COMMITTING, SourceState.REREADING) or self._over is not None:
             return {"running": False, "status": "postmigrate"}
-        stopped = machine.ending.resume_pending or "stopped at the source" in machine.guest_place
-        return {"running": not stopped, "status": "paused" if stopped else "running"}
+        left_stopped = machine.ending.resume_pending or "stopped at the source" in machine.guest_place
+        return self._guest_here(left_stopped)
+
+    def _guest_here(self, left_stopped: bool = False) -> dict[str, object]:
+        """How the guest is while it is the source's: as it is seen, else as we left it."""
+        if self._guest is not None:
+            seen = self._guest.look()
+            return {"running": seen == "running", "status": seen}
+        return {
+            "running": not left_stopped,
+            "status": "paused" if left_stopped else "running",
+            "assumed": True,
+        }
 
     def _query_migrate(self, _: Mapping[str, object]) -> object:
         stats = self._daemon.machine.stats if self._daemon is not None else None
@@ -163,6 +181,8 @@ class SourceService:
             raise QmpError(self._over)
         if self._busy or self._quits:
             raise QmpError("there is a migration under way already")
+        if self._guest is not None and self._guest.look() == "shutdown":
+            raise QmpError(f"the guest died: process {self._guest.pid} has ended")
         try:
             to = Address.parse(str(arguments["uri"]).removeprefix("tcp:"))
         except ValueError as error:

@@ -44,7 +44,10 @@ class Event:
 _SOURCE: frozenset[Side] = frozenset({"source"})
 
 COMMANDS: tuple[Command, ...] = (
-    Command("query-status", "`running`, `status`: the guest on this host, in QEMU's words (RunState)"),
+    Command(
+        "query-status",
+        "`running`, `status`: the guest on this host, in QEMU's words (RunState); `assumed`: not looked at",
+    ),
     Command("query-migrate", "the statistics, with QEMU's names and units; `error-desc` after a failure"),
     Command("query-version", "what this program is"),
     Command("query-commands", "the names of all commands"),

@@ -270,7 +270,8 @@ class MigrationStats:
         """The report in the shape of `query-migrate`: times in ms, sizes in bytes. Ready for JSON.
 
         `rounds` lists all of them, or the last `most_rounds`: a small guest makes thousands a minute, and who
-        asks while it moves must not wait for them all. The destination has no `expected-downtime`, no cache lookups and no `remaining`: it cannot know them.
+        asks while it moves must not wait for them all. The destination has no `expected-downtime`, no cache
+        lookups and no `remaining`: it cannot know them.
         """
         report: dict[str, object] = {
             "status": self.status,

@@ -45,6 +45,49 @@ def test_an_operator_in_another_terminal(lab: Lab, shm_dir: Path) -> None:
     lab.end_arrived_guest()
 
 
+def test_qemus_own_shell(lab: Lab, shm_dir: Path) -> None:
+    """qmp-shell of the package qemu.qmp, as it is: every command of a session, typed at it."""
+    guest = lab.start_guest()
+    destination = lab.start_destination("--once")
+    source = idle_source(lab, guest, shm_dir / "src", "--max-bandwidth=4M")
+
+    def typed(*lines: str) -> str:
+        done = subprocess.run(
+            [program("qmp-shell"), str(shm_dir / "src")],
+            input="".join(f"{line}\n" for line in lines),
+            capture_output=True,
+            text=True,
+            timeout=WAIT_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    said = typed(
+        "query-status",
+        "query-version",
+        "migrate-set-parameters downtime-limit=2000 xbzrle-cache-size=1048576",
+        "query-migrate-parameters",
+        f"migrate uri=tcp:127.0.0.1:{port_of(destination)}",
+        "migrate uri=tcp:127.0.0.1:1",
+        "migrate-start-postcopy",
+    )
+    assert "Connected to QEMU" in said
+    assert '{"return": {"running": true, "status": "running"}}' in said
+    assert '"downtime-limit": 2000' in said and '"xbzrle-cache-size": 1048576' in said
+    assert said.count('"return": {}') == 2
+    assert "there is a migration under way already" in said
+    assert '"class": "CommandNotFound"' in said, "there is no postcopy to start"
+    source.wait_event("status", lambda event: event["new"] == "active")
+    said = typed("query-migrate", "migrate_cancel")
+    assert '"status": "active"' in said
+    source.wait_event("status", lambda event: event["new"] == "cancelled")
+    assert '"status": "cancelled"' in typed("query-migrate")
+    assert client("quit", f"--control={shm_dir / 'src'}").returncode == 0  # the shell trips over the end
+    assert source.wait() == 0
+    assert not lab.is_stopped(guest)
+
+
 def test_cancel_and_the_watch_of_it(lab: Lab, shm_dir: Path) -> None:
     control = f"--control={shm_dir / 'src'}"
     guest = lab.start_guest()
