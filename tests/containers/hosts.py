@@ -14,6 +14,7 @@ from typing import Self
 from tests.containers.events import EventLog
 
 ROOT = Path(__file__).parents[2]
+COMPOSE_FILE = ROOT / "docker-compose.yml"
 COMPOSE_VARIABLE = "MIGRATE_TEST_COMPOSE"
 """The compose command, as `bin/test-containers` found it."""
 PROJECT_VARIABLE = "MIGRATE_TEST_PROJECT"
@@ -24,16 +25,22 @@ COMMAND_SECONDS = 120.0
 class Hosts:
     """One project of containers, networks and volumes under a name of its own; all gone at the end."""
 
-    def __init__(self, **options: str) -> None:
+    def __init__(self, compose_file: Path = COMPOSE_FILE, **options: str) -> None:
         """Nothing is started yet.
 
         Args:
+            compose_file: the project's own, or a changed copy of it.
             **options: variables of the compose file.
         """
         self.project = f"{os.environ[PROJECT_VARIABLE]}-{secrets.token_hex(4)}"
-        self._compose = [*shlex.split(os.environ[COMPOSE_VARIABLE]), "--project-name", self.project]
+        self._compose = [
+            *shlex.split(os.environ[COMPOSE_VARIABLE]),
+            *("--project-name", self.project),
+            *("--file", str(compose_file), "--project-directory", str(ROOT)),
+        ]
         self._environment = {**os.environ, **options}
         self._logs: list[EventLog] = []
+        self._extra: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -45,6 +52,8 @@ class Hosts:
             self._report()
         for log in self._logs:
             log.close()
+        for container in self._extra:
+            _run(["docker", "rm", "--force", container])
         self.compose("down", "--volumes", "--timeout", "1")
 
     def compose(self, *arguments: str) -> str:
@@ -66,6 +75,33 @@ class Hosts:
         log = EventLog(service, ["docker", "logs", "--follow", self.container(service)])
         self._logs.append(log)
         return log
+
+    def also_run(self, name: str, *command: str, options: tuple[str, ...] = ()) -> EventLog:
+        """One more container on the network, under that name; returns its log.
+
+        Args:
+            options: for `docker run`.
+        """
+        container = f"{self.project}-{name}"
+        network = ["--network", f"{self.project}_migration", "--network-alias", name]
+        self._extra.append(container)
+        image = self._environment["MIGRATE_IMAGE"]
+        _run(["docker", "run", "--detach", "--name", container, *network, *options, image, *command])
+        log = EventLog(name, ["docker", "logs", "--follow", container])
+        self._logs.append(log)
+        return log
+
+    def volume(self, name: str) -> str:
+        """The engine's name for a volume of the compose file."""
+        return f"{self.project}_{name}"
+
+    def kill(self, service: str) -> None:
+        """SIGKILL to everything in the container of a service, as when a host loses power."""
+        _run(["docker", "kill", self.container(service)])
+
+    def start_again(self, service: str) -> None:
+        """Start the container of a service once more; its volumes are as they were."""
+        _run(["docker", "start", self.container(service)])
 
     def execute(self, service: str, *command: str) -> str:
         """Run a command inside the container of a service; returns its output.

@@ -20,7 +20,4 @@ def test_a_writing_guest_moves_and_goes_on() -> None:
         assert summary["xbzrle-cache"]["encoded-pages"] > 0
         assert summary["lane-resets"] == 0
 
-        hosts.log("guest").wait("guest-ended")  # --source-after kill
-        guest.wait_for_beats(hosts, "host-b", 1000)
-        guest.stop(hosts)
-        guest.check(hosts)
+        guest.finish(hosts)
