@@ -1,6 +1,7 @@
 """Every error this package raises on purpose, and the exit code of each.
 
     MigrateError                 1   anything unexpected
+     ├─ ReportError              1   the report of a run is malformed, or two do not belong together
      ├─ UsageError               2   an option or a combination of options that cannot work
      ├─ RefusedError             3   the peer, or the pre-flight, said no before anything moved
      ├─ NetworkError             4   peer unreachable, silent or gone for longer than allowed
@@ -63,6 +64,10 @@ class MigrateError(Exception):
             "guest": self.guest,
             "hint": self.hint,
         }
+
+
+class ReportError(MigrateError):
+    """The report of a run is malformed, or two reports do not belong together; `migrate-inspect` only."""
 
 
 class UsageError(MigrateError):

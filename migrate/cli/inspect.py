@@ -1,4 +1,4 @@
-"""`migrate-inspect`: read migration streams without migrating; take RAM out of them; compare RAM images."""
+"""`migrate-inspect`: read migration streams without migrating, compare RAM images, show reports of runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from migrate.cli.arguments import ArgumentParser, typed, whole_number
 from migrate.cli.inspect_output import print_record, print_summary
 from migrate.cli.wording import printable
 from migrate.config import RamSpec
-from migrate.errors import MigrateError, RamError, StreamError, UsageError
+from migrate.errors import MigrateError, RamError, ReportError, StreamError, UsageError
 from migrate.units import format_size
 
 CLEAN, ILLEGAL, UNREADABLE = 0, 1, 2
@@ -26,6 +26,7 @@ DESCRIPTION = """Read a migration stream and say what is in it, and whether it i
   migrate-inspect [OPTIONS] FILE|-             look at a stream
   migrate-inspect extract FILE|- DIR [OPTIONS] RAM and device state into files
   migrate-inspect diff IMAGE IMAGE             compare two RAM images
+  migrate-inspect report FILE [FILE]           a page with plots of what --report wrote at one side, or both
 
 Streams: the main channel of a QEMU migration (precopy, with or without XBZRLE
 and return path; postcopy), and a recorded lane of migrate-src. A stream is
@@ -35,19 +36,26 @@ EPILOG = """extract writes DIR/NAME.ram for each RAM block ('/' in a name is %2F
 device-state.bin, vmstate.json (if the source sent it) and migration.json.
 
 exit codes:
-    0  clean: the stream is legal to its end; diff: equal
-    1  illegal stream: rule and byte offset are named; diff: not equal
+    0  clean: the stream is legal to its end; diff: equal; report: the page is written
+    1  illegal stream: rule and byte offset are named; diff: not equal;
+       report: malformed, or the two files are not of one migration
     2  cannot read: options, a missing file, another kind of stream, a full disk"""
 
 
 def build_parser(command: str) -> ArgumentParser:
-    """The parser of one of the three forms; `command` is "", "extract" or "diff"."""
+    """The parser of one of the four forms; `command` is "", "extract", "diff" or "report"."""
     parser = ArgumentParser(f"migrate-inspect {command}".strip(), DESCRIPTION)
     parser.epilog = EPILOG
     if command == "diff":
         parser.add_argument("images", type=Path, nargs=2, metavar="IMAGE")
         parser.add_argument("--json", action="store_true", help="one JSON object")
         _add_page_size(parser)
+        return parser
+    if command == "report":
+        parser.add_argument("reports", type=Path, nargs="+", metavar="FILE", help="what --report wrote")
+        parser.add_argument(
+            "--output", type=Path, metavar="FILE", help="where the page goes (default: standard output)"
+        )
         return parser
     parser.add_argument("stream", metavar="FILE|-", help="a recorded stream; -: standard input")
     if command == "extract":
@@ -89,20 +97,21 @@ def _add_page_size(parser: ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Console script; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    command = arguments[0] if arguments and arguments[0] in ("extract", "diff") else ""
+    command = arguments[0] if arguments and arguments[0] in ("extract", "diff", "report") else ""
     try:
         options = build_parser(command).parse_args(arguments[1:] if command else arguments)
         run: dict[str, Callable[[argparse.Namespace], int]] = {
             "": _inspect,
             "extract": _extract,
             "diff": _diff,
+            "report": _report,
         }
         return run[command](options)
     except MigrateError as error:
         sys.stderr.write(f"migrate-inspect: error: {printable(error.message)}\n")
         if error.hint:
             sys.stderr.write(f"  next: {printable(error.hint)}\n")
-        return ILLEGAL if isinstance(error, StreamError) else UNREADABLE
+        return ILLEGAL if isinstance(error, StreamError | ReportError) else UNREADABLE
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return UNREADABLE
@@ -201,6 +210,13 @@ def _diff(options: argparse.Namespace) -> int:
             print(f"{start:#x}  {length // size} pages")
         print(f"{pages} pages differ" if pages else "equal")
     return ILLEGAL if pages else CLEAN
+
+
+def _report(options: argparse.Namespace) -> int:
+    from migrate.cli.inspect_report import write_page  # the kernel, which --help can do without
+
+    write_page(options.reports, options.output)
+    return CLEAN
 
 
 def _exactly(file: BinaryIO, name: str) -> bytes:

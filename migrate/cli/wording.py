@@ -221,7 +221,7 @@ def _outlook(fields: Fields, side: str) -> str:
 def _time_left(value: object) -> str:
     if not isinstance(value, Sequence) or len(value) != 2:
         return "unknown"
-    best, worst = (math.inf if bound is None else bound for bound in value)
+    best, worst = (bound if isinstance(bound, int | float) else math.inf for bound in value)
     return format_time_left(best, worst)
 
 
