@@ -33,6 +33,7 @@ COMPRESSIONS: tuple[Compression, ...] = ("none", "zlib")
 VERIFY_LEVELS: tuple[VerifyLevel, ...] = ("stream", "ram", "full")
 
 MOST_LANES = 16
+MOST_MULTIFD_CHANNELS = 16
 LONGEST_DOWNTIME_LIMIT_MS = 2_000_000  # QEMU's range, qemu-ram-stream.md 10.4
 
 
@@ -164,6 +165,8 @@ class DestinationConfig:
     """What a source may ask for at most; 0: no XBZRLE."""
     output_dir: Path | None = None
     """Of a QEMU's stream: RAM blocks without a file in `ram`, device state, statistics."""
+    multifd_channels: int = 0
+    """Of a QEMU: how many page channels its source has; 0: no multifd."""
     on_prepare: str | None = None
     on_commit: str | None = None
     guest_qmp: Path | None = None
@@ -229,6 +232,12 @@ def validate_destination(config: DestinationConfig) -> None:
             raise UsageError("--guest-qmp needs --ram: the file that is the waiting QEMU's memory")
         if config.output_dir is not None:
             raise UsageError("--guest-qmp and --output-dir exclude each other: the guest runs, or is stored")
+    if not 0 <= config.multifd_channels <= MOST_MULTIFD_CHANNELS:
+        raise UsageError(
+            f"--multifd-channels {config.multifd_channels}: 0 to {MOST_MULTIFD_CHANNELS} are possible"
+        )
+    if config.multifd_channels and config.output_dir is None:
+        raise UsageError("--multifd-channels needs --output-dir: it is for a QEMU's stream")
     _check_command("--on-prepare", config.on_prepare)
     _check_command("--on-commit", config.on_commit)
     _check_seconds("--keepalive-timeout", config.keepalive_timeout)

@@ -15,6 +15,7 @@ from migrate.cli.arguments import (
     add_output_options,
     add_report_option,
     typed,
+    whole_number,
 )
 from migrate.cli.program import Program, run_program
 from migrate.config import Address, DestinationConfig, RamSpec
@@ -53,12 +54,20 @@ def build_parser() -> ArgumentParser:
         action="store_true",
         help="end after one migration, whether it succeeds or not; refused ones do not count",
     )
-    parser.add_argument_group("from a real QEMU (`migrate tcp:HOST:PORT` in its monitor)").add_argument(
+    qemu = parser.add_argument_group("from a real QEMU (`migrate tcp:HOST:PORT` in its monitor)")
+    qemu.add_argument(
         "--output-dir",
         type=Path,
         metavar="DIR",
         help="take a QEMU's stream; its RAM blocks that have no --ram go there as NAME.ram ('/' in a name is "
         "%%2F), with device-state.bin, vmstate.json and migration.json; the guest stays QEMU's (there: cont)",
+    )
+    qemu.add_argument(
+        "--multifd-channels",
+        type=typed(whole_number),
+        default=0,
+        metavar="N",
+        help="the source's multifd-channels, if multifd is on there, plain or with zlib or zstd; 0: off",
     )
     guest = parser.add_argument_group("guest")
     guest.add_argument(

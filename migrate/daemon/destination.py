@@ -19,10 +19,12 @@ from migrate.daemon.qemu_arrival import QemuArrival
 from migrate.daemon.qemu_incoming import QemuIncoming
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.uninterrupted import uninterrupted
+from migrate.daemon.waiting_channels import WaitingChannels
 from migrate.errors import CancelledMigration, MigrateError, ProtocolError, RamError, UsageError
 from migrate.protocol import messages as m
 from migrate.protocol.destination import DestinationMachine
 from migrate.protocol.handshake import Agreement, Offer, negotiate
+from migrate.protocol.qemu_multifd import Opening
 from migrate.protocol.run_report import blocks_of
 from migrate.protocol.stats import MigrationStats
 from migrate.ram.image import RamImage
@@ -59,6 +61,7 @@ class DestinationDaemon:
         self._own = own
         self._reporter = reporter
         self._listener = Listener(self, reporter, config.keepalive_timeout)
+        self._waiting_channels = WaitingChannels(config.keepalive_timeout)
         self.incoming: Incoming | QemuIncoming | None = None
         """The migration under way."""
         self.last_stats: MigrationStats | None = None
@@ -95,6 +98,7 @@ class DestinationDaemon:
 
     async def _close(self) -> None:
         await self._listener.close()
+        self._waiting_channels.close()
         for task in list(self._closing):
             await task
 
@@ -143,16 +147,45 @@ class DestinationDaemon:
 
     def qemu_came(self, head: bytes, sock: socket.socket, peer: str) -> None:
         """A QEMU's stream (ListenerEvents)."""
+        channels = self._waiting_channels.take(_host(peer))
+        try:
+            incoming = self.incoming = self._begin_qemu(head, sock, peer)
+        except ProtocolError:
+            for _, channel in channels:
+                channel.close()
+            raise
+        self._arrived.set()
+        for opening, channel in channels:
+            try:
+                incoming.channel_came(opening, channel)
+            except ProtocolError as error:
+                channel.close()
+                self._reporter.event("warning", message=f"a channel from {peer} refused: {error}")
+
+    def multifd_came(self, opening: Opening, sock: socket.socket, peer: str) -> None:
+        """A page channel of a QEMU (ListenerEvents)."""
+        if not self._config.multifd_channels:
+            raise ProtocolError(
+                "this is a multifd channel of a QEMU; to take one, start with --multifd-channels N"
+            )
+        if self.incoming is None:
+            self._waiting_channels.add(_host(peer), opening, sock)
+        elif isinstance(self.incoming, QemuIncoming) and _host(self.incoming.peer) == _host(peer):
+            self.incoming.channel_came(opening, sock)
+        else:
+            raise ProtocolError(f"another migration ({self.incoming.migration}) is under way here")
+
+    def _begin_qemu(self, head: bytes, sock: socket.socket, peer: str) -> QemuIncoming:
+        """Raises ProtocolError."""
         if self._config.output_dir is None:
             raise ProtocolError("this is a QEMU migration stream; to take one, start with --output-dir DIR")
         if self.incoming is not None:
             raise ProtocolError(f"another migration ({self.incoming.migration}) is under way here")
         try:
             self._check_handed_over()
-            self.incoming = QemuIncoming(self._config, self._reporter, sock, head, peer)
+            return QemuIncoming(self._config, self._reporter, sock, head, peer)
         except RamError as error:
             raise ProtocolError(f"{error}; {error.hint}" if error.hint else str(error)) from error
-        self._arrived.set()
 
     async def hello_came(self, hello: m.Hello, channel: ControlChannel) -> None:
         """A control connection that said hello (ListenerEvents)."""
@@ -282,6 +315,11 @@ class DestinationDaemon:
         task = asyncio.ensure_future(channel.closed(CLOSE_SECONDS))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+def _host(peer: str) -> str:
+    """Of `HOST:PORT`."""
+    return peer.rpartition(":")[0]
 
 
 def _tables_fit(page_size: int, lengths: Mapping[str, int]) -> bool:

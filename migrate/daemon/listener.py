@@ -3,7 +3,8 @@
 "MIGRATE" 1   control: the first message must be a hello
 "MIGRATE" 2   lane: one lane-open frame, then batches
 "QEVM" 3      main channel of a QEMU's migration
-TLS, multifd  recognised, and refused by name
+11223344 1    page channel of one, with multifd
+TLS           recognised, and refused by name
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from migrate.daemon.reporter import Reporter
 from migrate.errors import NetworkError, ProtocolError
 from migrate.protocol import messages as m
 from migrate.protocol import qemu_wire
+from migrate.protocol.qemu_multifd import OPENING_BYTES, Opening, decode_opening
 from migrate.protocol.schema import Message
 
 MAX_GREETING = 32
@@ -46,6 +48,9 @@ class ListenerEvents(Protocol):
 
     def qemu_came(self, head: bytes, sock: socket.socket, peer: str) -> None:
         """A QEMU's stream, blocking; raises ProtocolError if it is not wanted (then it is closed)."""
+
+    def multifd_came(self, opening: Opening, sock: socket.socket, peer: str) -> None:
+        """A page channel of a QEMU, blocking; raises ProtocolError as `qemu_came` does."""
 
 
 class Listener:
@@ -134,6 +139,11 @@ class Listener:
                 sock.setblocking(True)
                 self._events.qemu_came(preface, sock, peer)
                 taken = True
+            elif preface.startswith(qemu_wire.MULTIFD_MAGIC):
+                rest = await _receive(sock, OPENING_BYTES - len(preface))
+                sock.setblocking(True)
+                self._events.multifd_came(decode_opening(preface + rest), sock, peer)
+                taken = True
             else:
                 raise ProtocolError(_unknown(preface))
         finally:
@@ -201,10 +211,6 @@ async def _receive(sock: socket.socket, count: int) -> bytes:
 
 
 def _unknown(preface: bytes) -> str:
-    if preface.startswith(qemu_wire.MULTIFD_MAGIC):
-        return (
-            "this is a multifd channel of a QEMU, which this version does not take: switch multifd off there"
-        )
     if preface.startswith(b"\x16\x03"):
         return "this is TLS, which this version does not speak"
     return "it does not speak this protocol"

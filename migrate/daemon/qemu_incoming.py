@@ -12,12 +12,22 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 
 from migrate.config import DestinationConfig
+from migrate.daemon.page_channels import PageChannels
 from migrate.daemon.qemu_receiver import QemuReceiver
 from migrate.daemon.reporter import Reporter
-from migrate.daemon.sockets import shut_down, tune_control
-from migrate.errors import CancelledMigration, MigrateError, NetworkError, as_error
+from migrate.daemon.sockets import probe_peer, shut_down, tune_control
+from migrate.errors import (
+    CancelledMigration,
+    MigrateError,
+    NetworkError,
+    ProtocolError,
+    StreamError,
+    as_error,
+)
+from migrate.protocol.qemu_multifd import Opening
 from migrate.protocol.qemu_wire import Command, encode_pong, encode_shut
 from migrate.protocol.stats import MigrationStats
 
@@ -25,11 +35,13 @@ CHUNK = 1 << 20
 LINGER_SECONDS = 2.0
 """How long the source may take to read the last word on the return path."""
 LOADED, FAILED = 0, 1
+MULTIFD_RULES = ("multifd", "pages-missing")
+"""What a stream breaks whose pages travel in channels that nobody takes."""
 GUEST = "at the source; if QEMU shows it as paused, `cont` lets it go on"
 
 
 class QemuIncoming:
-    """One stream of a QEMU, received by a thread of its own.
+    """One stream of a QEMU, received by a thread of its own, and one for each page channel of multifd.
 
     Args:
         sock: blocking; closed here.
@@ -38,6 +50,7 @@ class QemuIncoming:
     Attributes:
         identities: (device, inode) of every RAM file, once all is stored.
         outcome: completed, failed or cancelled.
+        peer: HOST:PORT of the main channel.
     """
 
     def __init__(
@@ -49,13 +62,19 @@ class QemuIncoming:
         self.handed_over = False
         self.stop_wanted = False
         self.identities: list[tuple[int, int]] = []
-        self._receiver = QemuReceiver(config.ram, config.output_dir, on_command=self._command)
+        self.peer = peer
+        self._channels: PageChannels | None = None
+        if config.multifd_channels:
+            wake = partial(shut_down_reading, sock)
+            self._channels = PageChannels(config.multifd_channels, config.keepalive_timeout, wake)
+        self._receiver = QemuReceiver(
+            config.ram, config.output_dir, on_command=self._command, channels=self._channels
+        )
         self.migration = self._receiver.migration
         self._config = config
         self._reporter = reporter
         self._socket = sock
         self._head = head
-        self._peer = peer
         self._return_path = False
         self._too_slow = False
         self._cancelled = ""
@@ -65,7 +84,7 @@ class QemuIncoming:
 
     async def run(self) -> None:
         """Receive to the end. Raises MigrateError."""
-        self._reporter.event("connected", peer=self._peer, migration=self.migration, format="qemu")
+        self._reporter.event("connected", peer=self.peer, migration=self.migration, format="qemu")
         self._thread.start()
         self._loop.call_later(self._config.keepalive_timeout, self._look_at_start)
         while True:
@@ -92,12 +111,20 @@ class QemuIncoming:
             guest=GUEST,
         )
 
+    def channel_came(self, opening: Opening, sock: socket.socket) -> None:
+        """A page channel from the same host. Raises ProtocolError: not wanted, and the caller's to close."""
+        if self._channels is None:
+            raise ProtocolError("this migration has no multifd channels")
+        self._channels.came(opening, sock)
+
     def cancel(self, reason: str) -> bool:
         """End it; `run` raises soon. False: all is stored already."""
         if self._ended.done():
             return False
         self._cancelled = self._cancelled or reason
         shut_down_reading(self._socket)
+        if self._channels is not None:
+            self._channels.stop()
         return True
 
     def _look_at_start(self) -> None:
@@ -114,6 +141,8 @@ class QemuIncoming:
             outcome = self._receive()
         except Exception as problem:
             outcome = self._in_words(problem)
+        if self._channels is not None:
+            self._channels.close()
         self._receiver.close()
         self._say_goodbye(FAILED if isinstance(outcome, MigrateError) else LOADED)
         self._loop.call_soon_threadsafe(self._ended.set_result, outcome)
@@ -135,10 +164,7 @@ class QemuIncoming:
     def _tune(self) -> None:
         """A silent source may be a paused one; one whose host is gone is found by the kernel's probes."""
         tune_control(self._socket)
-        idle = max(1, int(self._config.keepalive_timeout / 2))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, idle // 3))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        probe_peer(self._socket, self._config.keepalive_timeout)
 
     def _command(self, command: Command, payload: bytes) -> None:
         if command is Command.OPEN_RETURN_PATH:
@@ -151,9 +177,14 @@ class QemuIncoming:
             return CancelledMigration(self._cancelled)
         if self._too_slow:
             return NetworkError(f"no list of RAM blocks within {self._config.keepalive_timeout:g} s")
+        if self._channels is not None and self._channels.error is not None:
+            return self._channels.error
         if isinstance(problem, OSError):
             return NetworkError(f"the connection from QEMU broke: {problem.strerror or problem}")
-        return as_error(problem)
+        error = as_error(problem)
+        if isinstance(error, StreamError) and error.rule in MULTIFD_RULES and self._channels is None:
+            error.with_context(hint="if multifd is on at the source: --multifd-channels N")
+        return error
 
     def _say_goodbye(self, status: int) -> None:
         """SHUT if there is a return path, then close. What still comes is read, or a reset would eat SHUT."""

@@ -24,7 +24,14 @@ class PageChannels(Protocol):
     """The other channels of a migration with multifd."""
 
     def synchronise(self, ram: QemuRam) -> None:
-        """Land everything up to the next SYNC of every channel. Raises StreamError, RamError, OSError."""
+        """Land everything up to the next SYNC of every channel. Raises MigrateError, OSError."""
+
+    @property
+    def received(self) -> int:
+        """Bytes of all channels together."""
+
+    def finish(self) -> None:
+        """No more barriers come. Raises StreamError: a channel has pages behind the last one."""
 
 
 class QemuReceiver:
@@ -92,10 +99,12 @@ class QemuReceiver:
         """The stream is whole: write what is not RAM, take the marks off; returns the statistics.
 
         Raises:
-            StreamError: rule "pages-missing".
+            StreamError: rule "pages-missing", or "multifd-barrier".
             RamError: something cannot be written.
         """
         assert self._image is not None and self._ram is not None and self.finished
+        if self._channels is not None:
+            self._channels.finish()
         self._check_all_sent()
         counts = self._ram.by_block
         paths = self._image.paths
@@ -107,6 +116,7 @@ class QemuReceiver:
             "capabilities": list(self._configuration.capabilities),
             "uuid": self._configuration.uuid.hex() if self._configuration.uuid else None,
             "bytes": self._reader.offset,
+            "multifd_bytes": self._channels.received if self._channels is not None else 0,
             "sections": dict(self._sections),
             "device_state_bytes": len(self._reader.device_state),
             "totals": self._ram.totals | {"written": self._ram.written},
@@ -138,8 +148,8 @@ class QemuReceiver:
                 raise StreamError(
                     "pages-missing",
                     self._reader.offset,
-                    f"{missing[block.name]} pages of RAM block {block.name} never came; switch multifd and"
-                    " free page hints off at the source",
+                    f"{missing[block.name]} pages of RAM block {block.name} never came; do they travel in"
+                    " multifd channels, or does the source leave free pages out?",
                 )
 
     def close(self) -> None:
@@ -178,7 +188,7 @@ class QemuReceiver:
 
     def multifd_flush(self, offset: int) -> None:
         if self._channels is None:
-            raise StreamError("multifd", offset, "pages travel in multifd channels, which are not taken here")
+            raise StreamError("multifd", offset, "pages travel in multifd channels, and none is taken here")
         assert self._ram is not None
         self._flushes = True
         self._channels.synchronise(self._ram)

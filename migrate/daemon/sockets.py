@@ -16,6 +16,14 @@ def tune_control(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
+def probe_peer(sock: socket.socket, seconds: float) -> None:
+    """Silence is no fault of the peer's: only a host that is gone is found, by the kernel's own probes."""
+    idle = max(1, int(seconds / 2))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, idle // 3))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
+
 def tune_lane(sock: socket.socket, *, sends: bool) -> None:
     """Large buffers for batches of a mebibyte.
 

@@ -356,6 +356,9 @@ def land(
     other, then those that are zero now. `content`, `seen`, `counts` as in `walk` (counted are zero,
     zero_again and normal).
 
+    Several threads may be in `walk` and `land` with the same `ram`, `content` and `seen` at once, each with
+    `counts` of its own; which of two pages of one place lands last is open then.
+
     Raises RecordError "bad-offset" (beyond the block, or off the page; offset is its place in `offsets`):
     then nothing has landed; RamError. ValueError: sizes do not fit, no such block.
     """

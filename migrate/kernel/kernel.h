@@ -293,7 +293,9 @@ struct mk_walked {
 
 /* The records before an illegal one have landed. */
 enum mk_status mk_walk(const struct mk_walk *request, struct mk_walked *result, struct mk_error *error);
-/* Pages of a multifd packet: `body` has the normal ones, `offsets` be64 of these, then of the zero ones, all in
+/* Several threads may walk and land at once with the same ram, content and seen, but counts of their own.
+ *
+ * Pages of a multifd packet: `body` has the normal ones, `offsets` be64 of these, then of the zero ones, all in
  * `block`. Nothing lands if an offset is wrong; *error then has its place in `offsets`. */
 enum mk_status mk_land(
     const struct mk_walk *request, const uint8_t *offsets, size_t normal, size_t zero,

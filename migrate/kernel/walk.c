@@ -40,6 +40,24 @@ static size_t left(const struct walker *w)
     return (size_t)(w->end - w->at);
 }
 
+/* ---- bits that several threads may change at once: channels share RAM, though never a page at a time ------ */
+
+static bool is_marked(const uint8_t *bitmap, uint64_t page)
+{
+    return __atomic_load_n(&bitmap[page >> 3], __ATOMIC_RELAXED) >> (page & 7) & 1;
+}
+
+static void mark(uint8_t *bitmap, uint64_t page)
+{
+    if (!is_marked(bitmap, page))
+        __atomic_fetch_or(&bitmap[page >> 3], (uint8_t)(1u << (page & 7)), __ATOMIC_RELAXED);
+}
+
+static void unmark(uint8_t *bitmap, uint64_t page)
+{
+    __atomic_fetch_and(&bitmap[page >> 3], (uint8_t) ~(1u << (page & 7)), __ATOMIC_RELAXED);
+}
+
 /* ---- writing ------------------------------------------------------------------------------------------- */
 
 static enum mk_status check_once(struct walker *w, size_t block)
@@ -81,9 +99,9 @@ static uint64_t page_number(const struct walker *w, const struct record *record)
 static enum mk_status land_zero(struct walker *w, const struct record *record)
 {
     uint64_t page = page_number(w, record);
-    if (!bit_is_set(w->q->content, page))
+    if (!is_marked(w->q->content, page))
         return MK_OK; /* RAM began zeroed: nothing to touch */
-    clear_bit(w->q->content, page);
+    unmark(w->q->content, page);
     if (!w->q->apply)
         return MK_OK;
     enum mk_status status = write_run(w);
@@ -94,7 +112,7 @@ static enum mk_status land_page(struct walker *w, const struct record *record)
 {
     if (mk_is_zero(record->payload, record->length))
         return land_zero(w, record);
-    set_bit(w->q->content, page_number(w, record));
+    mark(w->q->content, page_number(w, record));
     if (!w->q->apply)
         return MK_OK;
     bool follows = w->run_length && w->run_length < RUN_MAX && w->run_block == record->block
@@ -119,7 +137,7 @@ static enum mk_status land_delta(struct walker *w, const struct record *record)
     if (record->length == 0)
         return MK_OK;
     if (!w->q->apply) {
-        set_bit(w->q->content, page);
+        mark(w->q->content, page);
         return MK_OK;
     }
     enum mk_status status = write_run(w);
@@ -127,15 +145,15 @@ static enum mk_status land_delta(struct walker *w, const struct record *record)
         status = check_once(w, record->block);
     if (status != MK_OK)
         return status;
-    if (!bit_is_set(w->q->content, page))
+    if (!is_marked(w->q->content, page))
         memset(content, 0, ram->page_size);
     else if (!read_pages(ram, record->block, page, &into, 1, w->error))
         return MK_RAM;
     mk_xbzrle_decode(record->payload, record->length, content, ram->page_size); /* was checked */
     if (mk_is_zero(content, ram->page_size))
-        clear_bit(w->q->content, page);
+        unmark(w->q->content, page);
     else
-        set_bit(w->q->content, page);
+        mark(w->q->content, page);
     return write_page(w, record, content);
 }
 
@@ -225,7 +243,7 @@ static enum mk_status land(struct walker *w, const struct record *record)
 {
     uint64_t *counts = w->q->counts + record->block * MK_WALK_COUNTERS;
     if (record->type == RECORD_ZERO) {
-        bool again = bit_is_set(w->q->content, page_number(w, record));
+        bool again = is_marked(w->q->content, page_number(w, record));
         counts[again ? MK_WALK_ZERO_AGAIN : MK_WALK_ZERO]++;
         return land_zero(w, record);
     }
@@ -280,7 +298,7 @@ static enum mk_status walk(struct walker *w)
         }
         w->r->after = page + 1;
         w->r->block = record.block;
-        set_bit(w->q->seen, page);
+        mark(w->q->seen, page);
         w->q->counts[record.block * MK_WALK_COUNTERS + (record.named ? MK_WALK_NAMED : MK_WALK_CONTINUED)]++;
         if (w->q->list)
             list(w, &record);
@@ -335,7 +353,7 @@ enum mk_status mk_land(
             .payload = i < normal ? q->body + i * ram->page_size : NULL,
             .length = ram->page_size,
         };
-        set_bit(q->seen, page_number(&w, &record));
+        mark(q->seen, page_number(&w, &record));
         enum mk_status status = land(&w, &record);
         if (status != MK_OK)
             return status;

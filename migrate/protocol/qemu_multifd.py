@@ -11,10 +11,10 @@ before the main channel's next marker.
 from __future__ import annotations
 
 import struct
-import zlib
 from typing import NamedTuple
 
 from migrate.errors import StreamError
+from migrate.protocol.multifd_methods import METHODS, Unpacker
 from migrate.protocol.qemu_wire import MULTIFD_MAGIC
 
 OPENING_BYTES = 64
@@ -24,9 +24,27 @@ _PACKET_BYTES = 512 << 10
 _MOST_PACKED_BYTES = 1 << 20
 
 SYNC = 0x01
-_ZLIB = 0x02
+_METHOD_BITS = 0x3E
 _DEVICE_STATE = 0x40
-_OTHER_METHODS = {0x04: "zstd", 0x08: "qpl", 0x10: "uadk", 0x20: "qatzip"}
+_OTHER_METHODS = {0x08: "qpl", 0x10: "uadk", 0x20: "qatzip"}
+
+
+class Opening(NamedTuple):
+    """What a page channel says first."""
+
+    uuid: bytes
+    """Of the source's machine; zeros if it has none."""
+    number: int
+
+
+def decode_opening(data: bytes) -> Opening:
+    """Read the first 64 bytes of a page channel. Raises StreamError: rule "multifd-opening"."""
+    if len(data) < OPENING_BYTES:
+        raise StreamError("truncated", len(data), "a page channel ends inside its opening")
+    magic, version, uuid, number = _OPENING.unpack_from(data)
+    if magic != MULTIFD_MAGIC or version != 1:
+        raise StreamError("multifd-opening", 0, "this is no page channel")
+    return Opening(uuid, number)
 
 
 class Packet(NamedTuple):
@@ -38,95 +56,125 @@ class Packet(NamedTuple):
     offsets: bytes
     """be64 each: the normal pages, then those that are zero."""
     data: bytes | memoryview
+    """The normal pages; good until the channel takes more bytes."""
     sync: bool
 
 
+class _Header(NamedTuple):
+    magic: bytes
+    version: int
+    flags: int
+    allocated: int
+    normal: int
+    size: int
+    number: int
+    zero: int
+    name: bytes
+
+
 class MultifdChannel:
-    """Reads one channel. After an error it must not be used again.
+    """Reads one channel, behind its opening. After an error it must not be used again.
+
+    It lends the memory that the next bytes go to, so that pages are not copied on their way: fill `wanted`
+    to its end, then call `filled`.
 
     Args:
         page_size: bytes of a target page.
+        number: of the channel.
 
     Attributes:
-        number: of the channel, once its opening is here.
+        offset: bytes of the channel that were used.
     """
 
-    def __init__(self, page_size: int) -> None:
-        self.number: int | None = None
+    def __init__(self, page_size: int, number: int) -> None:
+        self.number = number
         self._page_size = page_size
         self._room = _PACKET_BYTES // page_size
-        self._packet_bytes = _HEADER.size + 8 * self._room
-        self._buffer = bytearray()
-        self._offset = 0
-        self._inflate = zlib.decompressobj()
+        self._head = memoryview(bytearray(_HEADER.size + 8 * self._room))
+        self._data = memoryview(bytearray(_MOST_PACKED_BYTES))
+        self._header: _Header | None = None
+        self.offset = OPENING_BYTES
+        self._method: int | None = None
+        self._unpacker: Unpacker | None = None
 
-    def feed(self, data: bytes | memoryview) -> None:
-        """Take the next bytes; what they hold is fetched with `take`."""
-        self._buffer += data
+    @property
+    def wanted(self) -> memoryview:
+        """Where the next bytes go, never empty."""
+        return self._head if self._header is None else self._data[: self._header.size]
 
-    def take(self) -> Packet | None:
-        """The next packet, None if it is not all here.
+    @property
+    def within_packet(self) -> bool:
+        """The header of a packet is here, its data is not."""
+        return self._header is not None
+
+    def filled(self) -> Packet | None:
+        """All that was wanted is here; returns a packet once it is complete.
 
         Raises:
             StreamError: illegal, or a method of compression that is not known here.
         """
-        if self.number is None and not self._open():
-            return None
-        if len(self._buffer) < self._packet_bytes:
-            return None
-        _, _, flags, _, normal, size, _, zero, raw_name = self._header()
-        size = size if normal else 0  # some send a stale number with nothing behind it
-        end = self._packet_bytes + size
-        if len(self._buffer) < end:
-            return None
-        offsets = bytes(self._buffer[_HEADER.size : _HEADER.size + 8 * (normal + zero)])
-        data = bytes(self._buffer[self._packet_bytes : end])
-        if flags & _ZLIB and normal:
-            data = self._unpacked(data, normal)
+        if self._header is None:
+            header = self._read_header()
+            if header.normal:
+                self._header = header
+                return None
+            data: bytes | memoryview = b""  # `size` may be a stale number with nothing behind it
+        else:
+            header = self._header
+            data = self._unpacked(header)
         try:
-            name = raw_name.split(b"\0")[0].decode() if offsets else ""
+            name = header.name.split(b"\0")[0].decode()
         except UnicodeDecodeError:
-            raise self._error("multifd-packet", "the name of a block is not UTF-8") from None
-        del self._buffer[:end]
-        self._offset += end
-        return Packet(name, normal, offsets, data, bool(flags & SYNC))
+            raise self.error("multifd-packet", "the name of a block is not UTF-8") from None
+        pages = header.normal + header.zero
+        offsets = bytes(self._head[_HEADER.size : _HEADER.size + 8 * pages])
+        self.offset += len(self._head) + (header.size if header.normal else 0)
+        self._header = None
+        return Packet(name, header.normal, offsets, data, bool(header.flags & SYNC))
 
-    def _open(self) -> bool:
-        if len(self._buffer) < OPENING_BYTES:
-            return False
-        magic, version, _, self.number = _OPENING.unpack_from(self._buffer)
-        if magic != MULTIFD_MAGIC or version != 1:
-            raise self._error("multifd-opening", "this is no page channel")
-        del self._buffer[:OPENING_BYTES]
-        self._offset += OPENING_BYTES
-        return True
-
-    def _header(self) -> tuple[bytes, int, int, int, int, int, int, int, bytes]:
-        header: tuple[bytes, int, int, int, int, int, int, int, bytes] = _HEADER.unpack_from(self._buffer)
-        magic, version, flags, allocated, normal, size, _, zero, _ = header
-        if magic != MULTIFD_MAGIC or version != 1:
-            raise self._error("multifd-packet", "a packet does not begin as one")
-        for flag, method in _OTHER_METHODS.items():
-            if flags & flag:
-                raise self._error("multifd-method", f"pages packed with {method}, which is not read here")
-        if flags & _DEVICE_STATE:
-            raise self._error("multifd-device", "device state in a page channel is not read here")
-        if flags & ~(SYNC | _ZLIB) or allocated > self._room or normal + zero > allocated:
-            raise self._error("multifd-packet", f"flags {flags:#x}, {normal} + {zero} of {allocated} pages")
-        if normal and (size > _MOST_PACKED_BYTES if flags & _ZLIB else size != normal * self._page_size):
-            raise self._error("multifd-packet", f"{size} bytes for {normal} pages")
+    def _read_header(self) -> _Header:
+        header = _Header(*_HEADER.unpack_from(self._head))
+        if header.magic != MULTIFD_MAGIC or header.version != 1:
+            raise self.error("multifd-packet", "a packet does not begin as one")
+        method = header.flags & _METHOD_BITS
+        if method in _OTHER_METHODS:
+            raise self.error(
+                "multifd-method", f"pages packed with {_OTHER_METHODS[method]}, which is not read here"
+            )
+        if header.flags & _DEVICE_STATE:
+            raise self.error("multifd-device", "device state in a page channel is not read here")
+        pages = f"{header.normal} + {header.zero} of {header.allocated} pages"
+        if (
+            header.flags & ~(SYNC | _METHOD_BITS)
+            or (method and method not in METHODS)
+            or header.allocated > self._room
+            or header.normal + header.zero > header.allocated
+        ):
+            raise self.error("multifd-packet", f"flags {header.flags:#x}, {pages}")
+        if header.normal:
+            self._check_data(header, method)
         return header
 
-    def _unpacked(self, data: bytes, normal: int) -> bytes:
-        """One stream goes through all packets of a channel; each ends with a flush."""
-        most = normal * self._page_size
-        try:
-            pages = self._inflate.decompress(data, most + 1)
-        except zlib.error as error:
-            raise self._error("multifd-packet", f"pages cannot be unpacked: {error}") from error
-        if len(pages) != most or self._inflate.unconsumed_tail:
-            raise self._error("multifd-packet", f"{normal} pages do not unpack to their size")
-        return pages
+    def _check_data(self, header: _Header, method: int) -> None:
+        if self._method is None:
+            self._method = method
+            self._unpacker = METHODS[method]() if method else None
+        if method != self._method:
+            raise self.error("multifd-method", f"method {method:#x} after {self._method:#x}")
+        plain = header.normal * self._page_size
+        if not 0 < header.size <= _MOST_PACKED_BYTES if method else header.size != plain:
+            raise self.error("multifd-packet", f"{header.size} bytes for {header.normal} pages")
 
-    def _error(self, rule: str, message: str) -> StreamError:
-        return StreamError(rule, self._offset, f"multifd channel {self.number}: {message}")
+    def _unpacked(self, header: _Header) -> bytes | memoryview:
+        data = self._data[: header.size]
+        if self._unpacker is None:
+            return data
+        try:
+            return self._unpacker.unpack(data, header.normal * self._page_size)
+        except ValueError as error:
+            message = f"{header.normal} pages do not unpack to their size: {error}"
+            raise self.error("multifd-data", message) from error
+
+    def error(self, rule: str, message: str) -> StreamError:
+        """What to raise for something that is wrong at this place of the channel."""
+        return StreamError(rule, self.offset, f"multifd channel {self.number}: {message}")

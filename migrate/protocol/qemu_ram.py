@@ -37,12 +37,13 @@ class QemuRam:
 
     def __init__(self, page_size: int, blocks: Sequence[StreamBlock], ram: kernel.Ram | None) -> None:
         self.layout = PageLayout(page_size, [(block.name, block.length) for block in blocks])
-        self.written = 0
+        self._written = 0
         self._apply = ram is not None
         self._ram = ram or _unopened(self.layout)
         self._content = bytearray(kernel.bitmap_bytes(self.layout.total_pages))
         self._seen = bytearray(len(self._content))
         self._counts = bytearray(8 * _WIDTH * len(blocks))
+        self._landers: list[PageLander] = []
         self._block: int | None = None
         self._after = 0
 
@@ -66,33 +67,23 @@ class QemuRam:
         )
         self._block = result.block
         self._after = 0 if result.stop == WALK_ROUND else result.after
-        self.written += result.written
+        self._written += result.written
         return Walked(result.consumed, result.stop, result.listed)
 
-    def land(self, packet: Packet) -> None:
-        """Put the pages of a multifd packet into RAM. Raises StreamError, RamError."""
-        if not packet.offsets:
-            return
-        index = next((at for at, block in enumerate(self.layout.blocks) if block.name == packet.block), None)
-        if index is None:
-            raise StreamError("unknown-block", 0, f"a packet for a RAM block {packet.block!r}, not listed")
-        try:
-            self.written += kernel.land(
-                self._ram,
-                index,
-                packet.offsets,
-                packet.normal,
-                packet.data,
-                self._content,
-                self._seen,
-                self._counts,
-            )
-        except RecordError as error:
-            raise StreamError(error.rule, error.offset, "a packet for a page beyond its block") from error
+    def page_channel(self) -> PageLander:
+        """One more channel that pages come through; only with open files."""
+        lander = PageLander(self._ram, self.layout, self._content, self._seen)
+        self._landers.append(lander)
+        return lander
 
     def forget_block(self) -> None:
         """The next record must name its block (a batch of the native protocol begins)."""
         self._block = None
+
+    @property
+    def written(self) -> int:
+        """Pages written into files."""
+        return self._written + sum(lander.written for lander in self._landers)
 
     @property
     def never_sent(self) -> dict[str, int]:
@@ -106,7 +97,7 @@ class QemuRam:
     @property
     def by_block(self) -> dict[str, dict[str, int]]:
         """The counters of each block (`WALK_COUNTERS`)."""
-        numbers = memoryview(self._counts).cast("Q").tolist()
+        numbers = self._numbers()
         rows = (numbers[at : at + _WIDTH] for at in range(0, len(numbers), _WIDTH))
         return {
             block.name: dict(zip(WALK_COUNTERS, row, strict=True))
@@ -116,8 +107,52 @@ class QemuRam:
     @property
     def totals(self) -> dict[str, int]:
         """The counters over all blocks."""
-        numbers = memoryview(self._counts).cast("Q")
-        return {name: sum(numbers[at::_WIDTH].tolist()) for at, name in enumerate(WALK_COUNTERS)}
+        numbers = self._numbers()
+        return {name: sum(numbers[at::_WIDTH]) for at, name in enumerate(WALK_COUNTERS)}
+
+    def _numbers(self) -> list[int]:
+        """The counters of all channels together."""
+        of_channels = [self._counts, *(lander.counts for lander in self._landers)]
+        columns = zip(*(memoryview(counts).cast("Q") for counts in of_channels), strict=True)
+        return [sum(column) for column in columns]
+
+
+class PageLander:
+    """Puts the packets of one multifd channel into RAM; channels may do so at the same time.
+
+    Attributes:
+        counts: of this channel alone, so that no two threads add to one number.
+        written: pages written into files.
+    """
+
+    def __init__(self, ram: kernel.Ram, layout: PageLayout, content: bytearray, seen: bytearray) -> None:
+        self._ram = ram
+        self._places = {block.name: place for place, block in enumerate(layout.blocks)}
+        self._content = content
+        self._seen = seen
+        self.counts = bytearray(8 * _WIDTH * len(layout.blocks))
+        self.written = 0
+
+    def land(self, packet: Packet) -> None:
+        """Put the pages of a packet into RAM. Raises StreamError, RamError."""
+        if not packet.offsets:
+            return
+        place = self._places.get(packet.block)
+        if place is None:
+            raise StreamError("unknown-block", 0, f"a packet for a RAM block {packet.block!r}, not listed")
+        try:
+            self.written += kernel.land(
+                self._ram,
+                place,
+                packet.offsets,
+                packet.normal,
+                packet.data,
+                self._content,
+                self._seen,
+                self.counts,
+            )
+        except RecordError as error:
+            raise StreamError(error.rule, error.offset, "a packet for a page beyond its block") from error
 
 
 def kernel_ram(layout: PageLayout, descriptors: Mapping[str, int]) -> kernel.Ram:

@@ -161,6 +161,8 @@ def test_sources_that_cannot_work_name_their_options(fields: dict[str, Any], opt
         ({"xbzrle_cache_limit": 256}, ["--xbzrle-cache-limit"]),
         ({"ram": (), "guest_qmp": Path("q")}, ["--guest-qmp", "--ram"]),
         ({"output_dir": Path("d"), "guest_qmp": Path("q")}, ["--guest-qmp", "--output-dir"]),
+        ({"multifd_channels": 2}, ["--multifd-channels", "--output-dir"]),
+        ({"multifd_channels": 17, "output_dir": Path("/d")}, ["--multifd-channels", "16"]),
         ({"on_prepare": ""}, ["--on-prepare"]),
         ({"on_commit": "\0"}, ["--on-commit"]),
         ({"keepalive_timeout": -1.0}, ["--keepalive-timeout"]),

@@ -74,6 +74,7 @@ void mutate(struct random *random, uint8_t *data, size_t length, unsigned change
 void fuzz_bytes(struct random *random);
 void fuzz_cache(struct random *random);
 void fuzz_walk(struct random *random);
+void fuzz_land(struct random *random);
 void fuzz_batches(struct random *random);
 
 #endif

@@ -149,3 +149,71 @@ void fuzz_walk(struct random *random)
     state_free(&listed);
     free(body);
 }
+
+/* ---- pages of multifd packets -------------------------------------------------------------------------- */
+
+/* Offsets of pages in a block, seldom ones that are beyond it or off the page; returns whether all are legal. */
+static bool make_offsets(struct random *random, uint8_t *to, size_t count, uint64_t pages)
+{
+    bool legal = true;
+    for (size_t i = 0; i < count; i++) {
+        uint64_t offset = below(random, pages) * PAGE;
+        if (one_in(random, 200))
+            offset = one_in(random, 2) ? offset + 1 + below(random, PAGE - 1) : next_random(random) & ~(PAGE - 1ull);
+        legal = legal && offset < pages * PAGE && offset % PAGE == 0;
+        for (unsigned byte = 0; byte < 8; byte++)
+            to[i * 8 + byte] = (uint8_t)(offset >> (56 - 8 * byte));
+    }
+    return legal;
+}
+
+static uint64_t offset_at(const uint8_t *offsets, size_t i)
+{
+    uint64_t offset = 0;
+    for (unsigned byte = 0; byte < 8; byte++)
+        offset = offset << 8 | offsets[i * 8 + byte];
+    return offset;
+}
+
+void fuzz_land(struct random *random)
+{
+    struct state state;
+    uint8_t model[BLOCKS][PAGES * PAGE] = {0}, held[PAGES * PAGE];
+    state_init(&state);
+    for (unsigned packets = 0; packets < 4; packets++) {
+        size_t block = below(random, BLOCKS), normal = below(random, 12), zero = below(random, 12);
+        uint64_t pages = state.ram.blocks[block].pages;
+        uint8_t *offsets = exactly((normal + zero) * 8), *data = exactly(normal * PAGE);
+        bool legal = make_offsets(random, offsets, normal + zero, pages);
+        memset(data, 0, normal * PAGE);
+        for (size_t i = 0; i < normal; i++)
+            if (!one_in(random, 4))
+                random_bytes(random, data + i * PAGE, PAGE);
+        struct mk_walk land = {
+            .ram = &state.ram, .body = data, .length = normal * PAGE, .block = block, .content = state.content,
+            .seen = state.seen, .counts = state.counts, .apply = true,
+        };
+        struct mk_error error;
+        struct mk_walked done;
+        enum mk_status status = mk_land(&land, offsets, normal, zero, &done, &error);
+        CHECK(status == (legal ? MK_OK : MK_RECORD));
+        CHECK(legal || (error.at % 8 == 0 && error.at < (normal + zero) * 8));
+        for (size_t i = 0; legal && i < normal + zero; i++) {
+            uint8_t *page = model[block] + offset_at(offsets, i);
+            if (i < normal)
+                memcpy(page, data + i * PAGE, PAGE);
+            else
+                memset(page, 0, PAGE);
+        }
+        free(offsets);
+        free(data);
+    }
+    for (size_t i = 0; i < BLOCKS; i++) {
+        uint64_t pages = state.ram.blocks[i].pages, first = state.ram.blocks[i].first_page;
+        CHECK(pread(state.ram.blocks[i].fd, held, sizeof held, 0) == (ssize_t)(pages * PAGE));
+        CHECK(memcmp(held, model[i], pages * PAGE) == 0);
+        for (uint64_t page = first; page < first + pages; page++)
+            CHECK((state.content[page / 8] >> page % 8 & 1) == !mk_is_zero(held + (page - first) * PAGE, PAGE));
+    }
+    state_free(&state);
+}

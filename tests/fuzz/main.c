@@ -49,6 +49,7 @@ int main(int argc, char **argv)
         fuzz_cache(&random);
         fuzz_batches(&random);
         fuzz_walk(&random);
+        fuzz_land(&random);
     } while (counted ? (double)iterations < most : now() - start < most);
     printf("%llu iterations, no fault\n", (unsigned long long)iterations);
     return 0;

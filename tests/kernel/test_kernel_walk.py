@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import struct
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -277,3 +279,32 @@ def test_a_packet_with_a_wrong_offset_leaves_ram_alone(walker: Walker, bad: int)
     assert walker.read(1, 3 * PAGE) == bytes(PAGE)
     with pytest.raises(ValueError):
         walker.kernel.land(walker.ram, 1, offsets, 1, b"", walker.content, walker.seen, walker.counts)
+
+
+@pytest.mark.parametrize(("kernel", "pages"), [(_native, 1 << 18), (reference, 1 << 10)])
+def test_channels_that_land_at_once_lose_no_bit(kernel: Any, pages: int, rng: random.Random) -> None:
+    channels = 2
+    fd = os.memfd_create("migrate-test")
+    os.ftruncate(fd, pages * PAGE)
+    ram = kernel.Ram(PAGE, 64, [RamBlock(b"a", fd, 0, pages)])
+    content, seen = bytearray(pages // 8), bytearray(pages // 8)
+    start = threading.Barrier(channels)
+    seeds = [rng.random() for _ in range(channels)]
+
+    def land(channel: int) -> None:
+        counts = bytearray(8 * len(WALK_COUNTERS))
+        order = list(range(channel, pages, channels))
+        random.Random(seeds[channel]).shuffle(order)  # or one would run after the other and never meet it
+        mine = places(*order)
+        for _ in range(40):
+            start.wait()
+            kernel.land(ram, 0, mine, 0, b"", content, seen, counts)
+            start.wait()
+            assert seen == b"\xff" * (pages // 8)
+            start.wait()
+            seen[:] = bytes(len(seen))
+
+    with ThreadPoolExecutor(channels) as pool:
+        for future in [pool.submit(land, channel) for channel in range(channels)]:
+            future.result()
+    os.close(fd)

@@ -15,11 +15,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from qemu_oracle import decode
 from qemu_support import SHARED
+
+from bench.lab import Program, program
 
 QEMU = os.environ.get("QEMU", "qemu-system-x86_64")
 RAM_BYTES = 16 << 20
 WAIT_SECONDS = 60.0
+SHUT_LOADED = bytes.fromhex("0001000400000000")
+SHUT_FAILED = bytes.fromhex("0001000400000001")
+PONG = bytes.fromhex("00020004")
 
 sys.path.insert(0, str(SHARED / "qemu-guest"))
 stirrer: Any = importlib.import_module("stirrer")
@@ -206,29 +212,58 @@ def free_port() -> int:
 
 
 class Tap:
-    """Listens for one connection, passes it on to a port of this host, and keeps both directions."""
+    """Listens for connections, passes each on to a port of this host, and keeps both directions.
 
-    def __init__(self, port: int) -> None:
-        self.there, self.back = bytearray(), bytearray()
+    Attributes:
+        all_there: what the source said, by connection; the main channel connects first.
+        all_back: what was answered.
+    """
+
+    def __init__(self, port: int, connections: int = 1) -> None:
+        self.all_there = [bytearray() for _ in range(connections)]
+        self.all_back = [bytearray() for _ in range(connections)]
         self._to = port
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
+    @property
+    def there(self) -> bytearray:
+        """The main channel."""
+        return self.all_there[0]
+
+    @property
+    def back(self) -> bytearray:
+        """Its return path."""
+        return self.all_back[0]
+
+    @property
+    def extra(self) -> list[bytes]:
+        """The other channels."""
+        return [bytes(data) for data in self.all_there[1:]]
+
     def join(self) -> None:
-        """Until both directions have ended."""
+        """Until both directions of all have ended."""
         self._thread.join(WAIT_SECONDS)
         assert not self._thread.is_alive()
 
     def _serve(self) -> None:
-        source, _ = self._listening.accept()
+        pairs = []
+        for there, back in zip(self.all_there, self.all_back, strict=True):
+            source, _ = self._listening.accept()
+            pairs.append(threading.Thread(target=self._relay, args=(source, there, back), daemon=True))
+            pairs[-1].start()
         self._listening.close()
+        for pair in pairs:
+            pair.join(WAIT_SECONDS)
+
+    def _relay(self, source: socket.socket, there: bytearray, back: bytearray) -> None:
         with source, socket.create_connection(("127.0.0.1", self._to)) as target:
-            back = threading.Thread(target=_pump, args=(target, source, self.back), daemon=True)
-            back.start()
-            _pump(source, target, self.there)
-            back.join(WAIT_SECONDS)
+            answers = threading.Thread(target=_pump, args=(target, source, back), daemon=True)
+            answers.start()
+            _pump(source, target, there)
+            answers.join(WAIT_SECONDS)
 
 
 def _pump(source: socket.socket, target: socket.socket, kept: bytearray) -> None:
@@ -238,3 +273,41 @@ def _pump(source: socket.socket, target: socket.socket, kept: bytearray) -> None
             target.sendall(data)
     with suppress(OSError):
         target.shutdown(socket.SHUT_WR)
+
+
+class Destination:
+    """migrate-dst and the port it listens on."""
+
+    def __init__(self, *options: str) -> None:
+        self.program = Program([program("migrate-dst"), "--listen=127.0.0.1:0", *options, "--json"])
+        self.port = int(self.program.wait_event("listening")["port"])
+
+    def __enter__(self) -> Destination:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.program.kill()
+
+
+def check_stored(output: Path, tap: Tap, **elsewhere: Path) -> dict[str, bytes]:
+    """Everything in the folder is what the stream said; returns RAM by block."""
+    ram, state = decode(bytes(tap.there), tap.extra)
+    for name, content in ram.items():
+        assert elsewhere.get(name, output / f"{name}.ram").read_bytes() == content, name
+    assert (output / "device-state.bin").read_bytes() == state
+    assert {"page_size", "devices"} <= set(json.loads((output / "vmstate.json").read_text()))
+    migration = json.loads((output / "migration.json").read_text())
+    assert migration["bytes"] == len(tap.there)
+    assert not list(output.glob("*.migrating"))
+    return ram
+
+
+def send(port: int, data: bytes) -> bytes:
+    """Send it all, say that this was all, and read what comes back."""
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        answer = b""
+        while part := sock.recv(4096):
+            answer += part
+    return answer

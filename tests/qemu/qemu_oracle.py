@@ -6,8 +6,14 @@ It shares no code with the product, holds everything in memory and goes page by 
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from backports import zstd
 
 P = 4096
+MOST_PACKED = 1 << 20
 
 
 class IllegalError(Exception):
@@ -47,9 +53,92 @@ def utf8(name: bytes) -> None:
         raise IllegalError from None
 
 
-def decode(data: bytes) -> tuple[dict[str, bytes], bytes]:
-    """RAM by block and the device state of a precopy stream. Raises IllegalError."""
+class Packet(NamedTuple):
+    """One packet of a page channel."""
+
+    block: bytes
+    normal: list[tuple[int, bytes]]
+    zero: list[int]
+    sync: bool
+
+
+def packets(data: bytes) -> Iterator[Packet]:
+    """A page channel's (8.1-8.3), to its end. Raises IllegalError."""
     stream = _Bytes(data)
+    need(stream.raw(8) == b"\x11\x22\x33\x44\0\0\0\1")
+    stream.raw(56)
+    inflate, frame = zlib.decompressobj(), zstd.ZstdDecompressor()
+    methods = set()
+    while stream.at < len(data):
+        need(stream.raw(8) == b"\x11\x22\x33\x44\0\0\0\1")
+        flags, allocated, normal, size = (stream.number(4) for _ in range(4))
+        stream.number(8)
+        zero = stream.number(4)
+        stream.raw(28)
+        name = stream.raw(256).split(b"\0")[0]
+        utf8(name)
+        offsets = [stream.number(8) for _ in range(128)]
+        method = flags & 0x3E
+        need(flags & ~0x3F == 0 and method in (0, 2, 4))
+        need(allocated <= 128 and normal + zero <= allocated)
+        pages = b""
+        if normal:
+            methods.add(method)
+            need(len(methods) == 1)
+            need(0 < size <= MOST_PACKED)
+            pages = stream.raw(size)
+            most = normal * P + 1
+            try:
+                if method == 2:
+                    pages = inflate.decompress(pages, most)
+                    need(not inflate.unconsumed_tail and not inflate.eof)
+                elif method == 4:
+                    pages = frame.decompress(pages, most)
+                    need(frame.needs_input and not frame.eof)
+            except (zlib.error, zstd.ZstdError):
+                raise IllegalError from None
+            need(len(pages) == normal * P)
+        contents = [(offsets[i], pages[i * P : i * P + P]) for i in range(normal)]
+        yield Packet(name, contents, offsets[normal : normal + zero], bool(flags & 1))
+
+
+class _Channels:
+    """Page channels, read from barrier to barrier."""
+
+    def __init__(self, channels: Sequence[bytes]) -> None:
+        if all(len(data) >= 64 for data in channels):
+            need(sorted(data[24] for data in channels) == list(range(len(channels))))
+        self._packets = [packets(data) for data in channels]
+        self.flushes = False
+
+    def barrier(self, ram: dict[bytes, bytearray]) -> None:
+        for channel in self._packets:
+            for packet in channel:
+                _land(packet, ram)
+                if packet.sync:
+                    break
+            else:
+                raise IllegalError
+
+    def finish(self) -> None:
+        for channel in self._packets:
+            need(not any(packet.normal or packet.zero for packet in channel))
+
+
+def _land(packet: Packet, ram: dict[bytes, bytearray]) -> None:
+    pages = packet.normal + [(offset, bytes(P)) for offset in packet.zero]
+    if pages:
+        need(packet.block in ram)
+        block = ram[packet.block]
+        for offset, content in pages:
+            need(offset % P == 0 and offset < len(block))
+            block[offset : offset + P] = content
+
+
+def decode(data: bytes, channels: Sequence[bytes] = ()) -> tuple[dict[str, bytes], bytes]:
+    """RAM by block and the device state of a precopy stream, with multifd or without. Raises IllegalError."""
+    stream = _Bytes(data)
+    multifd = _Channels(channels)
     need(stream.raw(8) == b"QEVM\0\0\0\3")
     ignore_shared = _configuration(stream)
     ram: dict[bytes, bytearray] = {}
@@ -70,17 +159,18 @@ def decode(data: bytes) -> tuple[dict[str, bytes], bytes]:
             need(ram_id is None and section != 0)
             ram_id = section
             ram = _blocks(stream, ignore_shared)
-            _records(stream, ram, last)
+            _records(stream, ram, last, multifd)
             need(stream.number(1) == 0x7E and stream.number(4) == section)
         elif kind in (2, 3):
             need(stream.number(4) == ram_id)
-            _records(stream, ram, last)
+            _records(stream, ram, last, multifd)
             need(stream.number(1) == 0x7E and stream.number(4) == ram_id)
             ended |= kind == 3
         else:
             need(kind in (0, 4) and ended)
             state = data[stream.at - 1 :]
             need(_ends(state))
+            multifd.finish()
             return {name.decode(): bytes(content) for name, content in ram.items()}, state
 
 
@@ -123,13 +213,17 @@ def _blocks(stream: _Bytes, ignore_shared: bool) -> dict[bytes, bytearray]:
     return {name: bytearray(length) for name, length in lengths.items()}
 
 
-def _records(stream: _Bytes, ram: dict[bytes, bytearray], last: list[bytes]) -> None:
+def _records(stream: _Bytes, ram: dict[bytes, bytearray], last: list[bytes], multifd: _Channels) -> None:
     while True:
         word = stream.number(8)
         flags, offset = word % P & ~0x20, word // P * P
         if flags == 0x10:
+            if not multifd.flushes:
+                multifd.barrier(ram)
             return
         if flags == 0x200:
+            multifd.flushes = True
+            multifd.barrier(ram)
             continue
         need(flags in (2, 8, 0x40))
         if not word & 0x20:

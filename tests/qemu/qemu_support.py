@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import lzma
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from migrate import kernel
+from migrate.daemon.recorded_channels import RecordedChannels
+from migrate.kernel.results import WALK_EOS
 from migrate.protocol.qemu_container import QemuStreamReader
 from migrate.protocol.qemu_ram import QemuRam, kernel_ram
 from migrate.protocol.qemu_wire import Command, Configuration, Section, StreamBlock
@@ -72,7 +75,7 @@ def truth(name: str) -> dict[str, bytes]:
 class Receiver:
     """Takes a stream into memfds; a context manager."""
 
-    def __init__(self, *, apply: bool = True, postcopy: bool = False) -> None:
+    def __init__(self, *, apply: bool = True, postcopy: bool = False, channels: Sequence[bytes] = ()) -> None:
         self.reader = QemuStreamReader(self, postcopy=postcopy)
         self.configuration: Configuration | None = None
         self.commands: list[tuple[Command, bytes]] = []
@@ -81,6 +84,7 @@ class Receiver:
         self.ram: QemuRam | None = None
         self.files: dict[str, int] = {}
         self._apply = apply
+        self._channels = RecordedChannels([io.BytesIO(data) for data in channels]) if channels else None
 
     def __enter__(self) -> Receiver:
         return self
@@ -114,12 +118,17 @@ class Receiver:
         del offset
         assert self.ram is not None
         used, stop, _ = self.ram.walk(body)
-        self.counts["eos"] += stop == 1
+        self.counts["eos"] += stop == WALK_EOS
+        if stop == WALK_EOS and self._channels is not None and not self.flushes:
+            self._channels.synchronise(self.ram)
         return used, stop
 
     def multifd_flush(self, offset: int) -> None:
         del offset
         self.flushes += 1
+        if self._channels is not None:
+            assert self.ram is not None
+            self._channels.synchronise(self.ram)
 
     def take(self, data: bytes, pieces: Sequence[int] = ()) -> Mapping[str, bytes]:
         """Feed it, cut at `pieces`, to its end; returns what RAM holds then."""
@@ -128,6 +137,8 @@ class Receiver:
             self.reader.feed(data[at:end])
             at = end
         self.reader.close()
+        if self._channels is not None:
+            self._channels.finish()
         return self.content()
 
     def content(self) -> dict[str, bytes]:

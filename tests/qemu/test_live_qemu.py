@@ -7,61 +7,12 @@ the source's RAM where the guest stood still all the time.
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from live_qemu import Qemu, Tap
-from qemu_oracle import decode
+from live_qemu import PONG, SHUT_FAILED, SHUT_LOADED, Destination, Qemu, Tap, check_stored, send
 from qemu_support import stream
-
-from bench.lab import Program, program
-
-SHUT_LOADED = bytes.fromhex("0001000400000000")
-SHUT_FAILED = bytes.fromhex("0001000400000001")
-PONG = bytes.fromhex("00020004")
-
-
-@pytest.fixture
-def qemu(shm_dir: Path) -> Iterator[Qemu]:
-    with Qemu(shm_dir) as started:
-        started.wait_passes(3)
-        yield started
-
-
-@pytest.fixture
-def output(shm_dir: Path) -> Path:
-    return shm_dir / "out"
-
-
-class Destination:
-    """migrate-dst and the port it listens on."""
-
-    def __init__(self, *options: str) -> None:
-        self.program = Program([program("migrate-dst"), "--listen=127.0.0.1:0", *options, "--json"])
-        self.port = int(self.program.wait_event("listening")["port"])
-
-    def __enter__(self) -> Destination:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.program.kill()
-
-
-def check_stored(output: Path, tap: Tap, **elsewhere: Path) -> dict[str, bytes]:
-    """Everything in the folder is what the stream said; returns RAM by block."""
-    ram, state = decode(bytes(tap.there))
-    for name, content in ram.items():
-        assert elsewhere.get(name, output / f"{name}.ram").read_bytes() == content, name
-    assert (output / "device-state.bin").read_bytes() == state
-    assert {"page_size", "devices"} <= set(json.loads((output / "vmstate.json").read_text()))
-    migration = json.loads((output / "migration.json").read_text())
-    assert migration["bytes"] == len(tap.there)
-    assert not list(output.glob("*.migrating"))
-    return ram
 
 
 def test_a_running_guest_with_deltas_and_return_path(qemu: Qemu, output: Path) -> None:
@@ -149,17 +100,6 @@ def test_a_cancel_here_is_a_failure_there(qemu: Qemu, output: Path) -> None:
     qemu.goes_on()
 
 
-def send(port: int, data: bytes) -> bytes:
-    """Send it all, say that this was all, and read what comes back."""
-    with socket.create_connection(("127.0.0.1", port)) as sock:
-        sock.sendall(data)
-        sock.shutdown(socket.SHUT_WR)
-        answer = b""
-        while part := sock.recv(4096):
-            answer += part
-    return answer
-
-
 def test_a_stream_that_breaks_off_is_answered_and_leaves_marks(output: Path) -> None:
     data = stream("pc-xbzrle-q7.2")
     with Destination("--once", f"--output-dir={output}") as destination:
@@ -174,8 +114,6 @@ def test_without_a_folder_a_qemu_is_refused_by_name(shm_dir: Path) -> None:
     with Destination(f"--ram={shm_dir / 'ram'}") as destination:
         assert send(destination.port, b"QEVM\0\0\0\3") == b""
         destination.program.wait_event("warning", lambda event: "--output-dir" in event["message"])
-        assert send(destination.port, b"\x11\x22\x33\x44\0\0\0\1") == b""
-        destination.program.wait_event("warning", lambda event: "multifd" in event["message"])
 
 
 def test_who_says_nothing_more_does_not_stay(output: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from typing import NamedTuple
 
 from migrate.errors import RecordError
@@ -24,6 +25,8 @@ from migrate.kernel.results import (
 
 _ROW = struct.Struct(WALK_LISTED)
 _WIDTH = len(WALK_COUNTERS)
+_LOCK = threading.Lock()
+"""Channels land at once, and a bit in a bytearray is not set in one step."""
 
 
 class _Record(NamedTuple):
@@ -77,7 +80,7 @@ def walk(
             stop = WALK_ROUND
             break
         block, after = record.block, page + 1
-        seen[page >> 3] |= 1 << (page & 7)
+        _mark(seen, page)
         numbers[block * _WIDTH + WALK_COUNTERS.index("named" if record.named else "continued")] += 1
         counted = _count(ram, blocks[block], record, content)
         if listing is not None:
@@ -123,7 +126,7 @@ def land(
         flag = wire.PAGE if at < normal else wire.ZERO
         record = _Record(at * 8, flag, True, block, offset // ram.page_size, payload)
         page = blocks[block].first_page + record.place
-        seen[page >> 3] |= 1 << (page & 7)
+        _mark(seen, page)
         for name, value in _count(ram, blocks[block], record, content).items():
             numbers[block * _WIDTH + WALK_COUNTERS.index(name)] += value
         written += _land(ram, blocks[block], record, content, True)
@@ -225,12 +228,17 @@ def _land(ram: Ram, block: RamBlock, record: _Record, content: bytearray, apply:
         filled = not is_zero(new)
         if not filled and not held:
             return 0
-    if filled:
-        content[page >> 3] |= 1 << (page & 7)
-    else:
-        content[page >> 3] &= ~(1 << (page & 7))
+    _mark(content, page, filled)
     if not apply:
         return 0
     ram.require_whole(block)
     ram.write(block, page, bytes(new))
     return 1
+
+
+def _mark(bitmap: bytearray, page: int, value: bool = True) -> None:
+    with _LOCK:
+        if value:
+            bitmap[page >> 3] |= 1 << (page & 7)
+        else:
+            bitmap[page >> 3] &= ~(1 << (page & 7))
