@@ -19,14 +19,14 @@ DEFAULT_BLOCK_NAME = "pc.ram"
 MIB = 1 << 20
 
 CacheRule = Literal["default", "qemu"]
-DirtyTrackerName = Literal["auto", "log", "wp", "scan", "stop"]
+DirtyTrackerName = Literal["auto", "log", "wp", "wp-inject", "scan", "stop"]
 TimeoutAction = Literal["cancel", "pause"]
 SourceAfter = Literal["keep", "kill"]
 VerifyLevel = Literal["stream", "ram", "full"]
 Compression = Literal["none", "zlib"]
 
 CACHE_RULES: tuple[CacheRule, ...] = ("default", "qemu")
-DIRTY_TRACKERS: tuple[DirtyTrackerName, ...] = ("auto", "log", "wp", "scan", "stop")
+DIRTY_TRACKERS: tuple[DirtyTrackerName, ...] = ("auto", "log", "wp", "wp-inject", "scan", "stop")
 TIMEOUT_ACTIONS: tuple[TimeoutAction, ...] = ("cancel", "pause")
 SOURCE_AFTERS: tuple[SourceAfter, ...] = ("keep", "kill")
 COMPRESSIONS: tuple[Compression, ...] = ("none", "zlib")
@@ -304,6 +304,8 @@ def _check_guest_control(config: SourceConfig) -> None:
         )
     if config.resume_cmd is not None and config.pause_cmd is None:
         raise UsageError("--resume-cmd needs --pause-cmd")
+    if config.dirty_tracker == "wp-inject" and config.guest_pid is None and config.guest_qmp is None:
+        raise UsageError("--dirty-tracker wp-inject needs --guest-pid or --guest-qmp: whose writes to find")
     if config.source_after == "kill" and config.guest_pid is None and config.guest_qmp is None:
         raise UsageError("--source-after kill needs --guest-pid or --guest-qmp: they say whom to end")
 

@@ -136,7 +136,7 @@ def _add_convergence_options(parser: argparse.ArgumentParser) -> None:
         choices=config.DIRTY_TRACKERS,
         default="auto",
         help="how changed pages are found; auto takes the best of log, wp and scan that is possible and says "
-        "why (default: %(default)s)",
+        "why; wp-inject makes a guest that offers nothing for wp create it, by ptrace (default: %(default)s)",
     )
     group.add_argument(
         "--dirty-log",

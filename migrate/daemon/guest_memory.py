@@ -1,7 +1,8 @@
 """The guest's addresses seen from outside: its mappings, its page tables and a userfaultfd that it offers.
 
 A guest offers one by having it open: any process may, and needs no privileges for it (`migrate-guest` does).
-Whoever holds a copy of that descriptor can have the kernel note the guest's writes (LMT 2.1).
+Whoever holds a copy of that descriptor can have the kernel note the guest's writes (LMT 2.1). One that offers
+none can be made to create it (injection.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 from migrate import kernel
+from migrate.daemon.injection import inject_userfaultfd
 from migrate.daemon.pidfd import copy_descriptor, has_exited
 from migrate.ram.image import RamImage
 from migrate.ram.mappings import Mapping, ram_mappings
@@ -26,13 +28,18 @@ class GuestMemory:
     Args:
         pid: the guest.
         image: its RAM as files.
+        inject: it offers nothing; have it make a userfaultfd by ptrace.
+
+    Attributes:
+        stopped_seconds: for how long it stood for that.
 
     Raises:
         OSError: why its writes cannot be tracked from here, for a person.
     """
 
-    def __init__(self, pid: int, image: RamImage) -> None:
+    def __init__(self, pid: int, image: RamImage, *, inject: bool = False) -> None:
         self.pid = pid
+        self.stopped_seconds = 0.0
         self.userfaultfd = -1
         self.pagemap = -1
         self._proc = -1
@@ -50,7 +57,10 @@ class GuestMemory:
             writer = self.other_writer(image)
             if writer is not None:
                 raise OSError(f"{writer} can write the RAM file as well, which write protection does not see")
-            self.userfaultfd = self._find_userfaultfd(mappings[0])
+            if inject:
+                self.userfaultfd, self.stopped_seconds = inject_userfaultfd(pid)
+            else:
+                self.userfaultfd = self._find_userfaultfd(mappings[0])
         except BaseException:
             self.close()
             raise

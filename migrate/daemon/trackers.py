@@ -10,7 +10,14 @@ from migrate.daemon.guest import GuestControl
 from migrate.daemon.guest_memory import GuestMemory
 from migrate.errors import RamError
 from migrate.ram.image import RamImage
-from migrate.ram.trackers import DirtyTracker, LogTracker, Offer, WpTracker, choose
+from migrate.ram.trackers import (
+    DirtyTracker,
+    InjectedWpTracker,
+    LogTracker,
+    Offer,
+    WpTracker,
+    choose,
+)
 
 
 def make_tracker(
@@ -27,6 +34,8 @@ def make_tracker(
         offers.append(_log(config, stack))
     if config.dirty_tracker == "wp" or (config.dirty_tracker == "auto" and not config.dirty_log):
         offers.append(_wp(guest.pid, image, stack))
+    if config.dirty_tracker == "wp-inject":
+        offers.append(_wp_inject(guest.pid, image, stack))
     tracker, reasons = choose(config.dirty_tracker, offers)
     stack.callback(tracker.close)
     return tracker, reasons
@@ -60,3 +69,19 @@ def _wp(pid: int | None, image: RamImage, stack: ExitStack) -> Offer:
         return Offer("wp", None, error.strerror or str(error))
     stack.callback(memory.close)
     return Offer("wp", WpTracker(memory), f"process {pid} offers a userfaultfd")
+
+
+def _wp_inject(pid: int | None, image: RamImage, stack: ExitStack) -> Offer:
+    if pid is None:
+        return Offer("wp-inject", None, "the guest's process is not known")
+    try:
+        memory = GuestMemory(pid, image, inject=True)
+    except OSError as error:
+        return Offer("wp-inject", None, error.strerror or str(error))
+    stack.callback(memory.close)
+    stood = f"{memory.stopped_seconds * 1e3:.1f} ms"
+    return Offer(
+        "wp-inject",
+        InjectedWpTracker(memory),
+        f"process {pid} was stopped by ptrace for {stood}, made a userfaultfd, and is as it was",
+    )

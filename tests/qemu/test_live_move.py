@@ -89,14 +89,16 @@ def check_stays(source: Qemu) -> None:
     source.do("cont")
 
 
-def test_a_running_guest_moves_and_goes_on(move: Move, shm_dir: Path) -> None:
+@pytest.mark.parametrize("tracker", ["scan", "wp-inject"])
+def test_a_running_guest_moves_and_goes_on(move: Move, shm_dir: Path, tracker: str) -> None:
     equal = shm_dir / "equal"
     compare = f"cmp {move.source.ram_file} {move.destination.ram_file} && touch {equal}"
     destination = move.start_destination("--once", f"--on-prepare={compare}")
-    source = move.start_source()
+    source = move.start_source(f"--dirty-tracker={tracker}")
     assert source.wait() == 0, source.story()
     assert destination.wait() == 0, destination.story()
     check_moved(move.source, move.destination)
+    assert source.summary["dirty-tracker"] == tracker
     assert equal.exists(), "loading the devices changed RAM"
     assert source.summary["downtime-parts"]["pause"] > 0
     assert "quit" in source.summary["stopped-here"]
@@ -110,9 +112,10 @@ def test_the_same_with_kvm(qemu: Start) -> None:
     source.wait_passes(1)
     with Move(source, destination) as move:
         receiver = move.start_destination("--once")
-        sender = move.start_source("--source-after=kill")
+        sender = move.start_source("--source-after=kill", "--dirty-tracker=wp-inject")
         assert sender.wait() == 0, sender.story()
         assert receiver.wait() == 0, receiver.story()
+        assert sender.summary["dirty-tracker"] == "wp-inject"
         source.process.wait(10)
         destination.check_runs(source.control()["beat"])
 

@@ -82,5 +82,7 @@ def test_what_was_asked_for_and_is_not_there_is_refused() -> None:
 
 
 def test_no_other_tracker_can_be_asked_for() -> None:
-    with pytest.raises(UsageError, match="auto, log, wp, scan, stop"):
+    instead, reasons = choose("wp-inject", [Offer("wp-inject", None, "no right to trace")])
+    assert instead.name == "scan" and reasons[0] == "wp-inject: no right to trace"
+    with pytest.raises(UsageError, match="auto, log, wp, wp-inject, scan, stop"):
         choose("magic")

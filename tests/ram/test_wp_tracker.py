@@ -17,7 +17,7 @@ from migrate.daemon.guest_memory import GuestMemory
 from migrate.ram.bitmap import DirtyBitmap
 from migrate.ram.digests import DigestTable
 from migrate.ram.image import RamImage
-from migrate.ram.trackers import WpTracker
+from migrate.ram.trackers import InjectedWpTracker, WpTracker
 
 PAGES = 200
 
@@ -25,12 +25,14 @@ PAGES = 200
 class TrackedGuest:
     """A guest process on the RAM file of a test, and what was sent of it."""
 
-    def __init__(self, image: RamImage, table: DigestTable, process: subprocess.Popen[str]) -> None:
+    def __init__(
+        self, image: RamImage, table: DigestTable, process: subprocess.Popen[str], inject: bool = False
+    ) -> None:
         self.image = image
         self.table = table
         self.process = process
-        self.memory = GuestMemory(process.pid, image)
-        self.tracker = WpTracker(self.memory)
+        self.memory = GuestMemory(process.pid, image, inject=inject)
+        self.tracker = InjectedWpTracker(self.memory) if inject else WpTracker(self.memory)
 
     def __call__(self, *words: object) -> None:
         """Have the guest do something, and wait until it is done."""
@@ -61,10 +63,10 @@ class TrackedGuest:
 
 
 @contextmanager
-def guest_process(path: Path) -> Iterator[subprocess.Popen[str]]:
+def guest_process(path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     script = Path(__file__).with_name("wp_guest.py")
     with subprocess.Popen(
-        [sys.executable, str(script), str(path)],
+        [sys.executable, str(script), str(path), *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -91,6 +93,36 @@ def guest(small_ram: Ram, image: RamImage, table: DigestTable) -> Iterator[Track
         finally:
             tracked.tracker.close()
             tracked.memory.close()
+
+
+@pytest.fixture
+def unwitting(small_ram: Ram, image: RamImage, table: DigestTable) -> Iterator[TrackedGuest]:
+    """The same, but the guest offers nothing: its userfaultfd is injected."""
+    for page in range(100):
+        small_ram.fill(page, 1)
+    with guest_process(small_ram.path, "none") as process:
+        with pytest.raises(OSError, match="offers no userfaultfd"):
+            GuestMemory(process.pid, image)
+        tracked = TrackedGuest(image, table, process, inject=True)
+        try:
+            tracked.start()
+            yield tracked
+        finally:
+            tracked.tracker.close()
+            tracked.memory.close()
+
+
+def test_an_injected_userfaultfd_reports_the_same(unwitting: TrackedGuest) -> None:
+    assert unwitting.collect() == []
+    for page in (0, 5, 63, 64, 199):
+        unwitting("store", page, 7)
+    assert unwitting.collect() == [0, 5, 63, 64, 199]
+    unwitting("store", 5, 7)
+    assert unwitting.collect(stopped=True) == [5]
+    assert unwitting.tracker.fault is None
+    assert unwitting.tracker.name == "wp-inject" and unwitting.tracker.describe().startswith("wp-inject:")
+    held = [str(path.readlink()) for path in Path(f"/proc/{unwitting.process.pid}/fd").iterdir()]
+    assert "anon_inode:[userfaultfd]" not in held
 
 
 def test_reports_exactly_what_was_stored(guest: TrackedGuest) -> None:

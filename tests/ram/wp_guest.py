@@ -1,6 +1,6 @@
 """A guest for the tests of write tracking: does what it is told on its standard input, line by line.
 
-    python wp_guest.py RAM-FILE        prints "ready USERFAULTFD"
+    python wp_guest.py RAM-FILE [none]     prints "ready USERFAULTFD"; with `none` it offers none
 
 `store PAGE BYTE`, `load PAGE`, `pwrite PAGE BYTE`, `punch PAGE COUNT` act on its first mapping or the file;
 `map FIRST COUNT` adds a mapping of a part, `store-there PAGE BYTE` writes through the one added last, `unmap`
@@ -80,7 +80,7 @@ class Guest:
 
 def main() -> None:
     guest = Guest(sys.argv[1])
-    print("ready", offer_tracking(), flush=True)
+    print("ready", offer_tracking() if len(sys.argv) == 2 else -1, flush=True)
     for line in sys.stdin:
         name, *numbers = line.split()
         getattr(guest, name.replace("-", "_"))(*map(int, numbers))

@@ -5,12 +5,13 @@ from migrate.ram.trackers.choose import Offer, choose
 from migrate.ram.trackers.log import LogTracker
 from migrate.ram.trackers.scan import ScanTracker
 from migrate.ram.trackers.stop import StopTracker
-from migrate.ram.trackers.wp import GuestMemory, WpTracker
+from migrate.ram.trackers.wp import GuestMemory, InjectedWpTracker, WpTracker
 
 __all__ = [
     "CollectStats",
     "DirtyTracker",
     "GuestMemory",
+    "InjectedWpTracker",
     "LogTracker",
     "Offer",
     "ScanTracker",

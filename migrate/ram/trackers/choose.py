@@ -9,6 +9,7 @@ from migrate.errors import RefusedError, UsageError
 from migrate.ram.trackers.base import DirtyTracker
 from migrate.ram.trackers.scan import ScanTracker
 from migrate.ram.trackers.stop import StopTracker
+from migrate.ram.trackers.wp import InjectedWpTracker
 
 
 class Offer(NamedTuple):
@@ -29,7 +30,7 @@ def choose(requested: str, offers: Sequence[Offer] = ()) -> tuple[DirtyTracker, 
 
     Raises:
         UsageError: there is no tracker of that name.
-        RefusedError: the guest gives nothing for the tracker that was asked for.
+        RefusedError: the guest gives nothing for the tracker that was asked for; for wp-inject there is scan.
     """
     if requested == ScanTracker.name:
         return ScanTracker(), ["scan: asked for by --dirty-tracker"]
@@ -48,6 +49,9 @@ def choose(requested: str, offers: Sequence[Offer] = ()) -> tuple[DirtyTracker, 
         ]
     for offer in offers:
         if offer.name == requested:
+            if offer.tracker is None and requested == InjectedWpTracker.name:
+                # What a debugger may do here cannot be known beforehand, and the guest has not changed.
+                return ScanTracker(), [f"{requested}: {offer.reason}", "scan: in its place"]
             if offer.tracker is None:
                 raise RefusedError(
                     f"--dirty-tracker {requested} is not possible: {offer.reason}",
@@ -58,4 +62,6 @@ def choose(requested: str, offers: Sequence[Offer] = ()) -> tuple[DirtyTracker, 
                 f"{requested}: asked for by --dirty-tracker",
                 f"{requested}: {offer.reason}",
             ]
-    raise UsageError(f"--dirty-tracker {requested}: choose one of auto, log, wp, scan, stop", side="source")
+    raise UsageError(
+        f"--dirty-tracker {requested}: choose one of auto, log, wp, wp-inject, scan, stop", side="source"
+    )

@@ -95,3 +95,12 @@ class WpTracker(MarkingTracker):
                 self._page_size,
                 found.array,
             )
+
+
+class InjectedWpTracker(WpTracker):
+    """The same on a guest that knows nothing of it: somebody made it create the userfaultfd."""
+
+    name = "wp-inject"
+
+    def describe(self) -> str:
+        return super().describe().replace("wp:", "wp-inject:", 1)
