@@ -87,6 +87,15 @@ class QemuReceiver:
         """The RAM files, while they are open."""
         return list(self._image.paths.values()) if self._image is not None else []
 
+    @property
+    def in_device_state(self) -> bool:
+        """All of RAM is here; what comes now has no length."""
+        return self._reader.in_device_state
+
+    def silent(self) -> bool:
+        """Nothing came for long, within device state; True: this is the end of the stream."""
+        return self._reader.silent()
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next bytes, RAM straight into its files. Raises StreamError, RamError."""
         self._reader.feed(data)

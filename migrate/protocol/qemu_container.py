@@ -77,6 +77,8 @@ class QemuStreamReader:
         self._ram_id: int | None = None
         self._ram_ended = False
         self._packaged = False
+        self._in_device_state = False
+        self._is_silent = False
         self._parser = self._stream()
         self.finished = False
         self.device_state = b""
@@ -96,6 +98,18 @@ class QemuStreamReader:
         del self._buffer[: self._at]
         self._offset += self._at
         self._at = 0
+
+    @property
+    def in_device_state(self) -> bool:
+        """All of RAM is here; what comes now has no length."""
+        return self._in_device_state
+
+    def silent(self) -> bool:
+        """Nothing came for long, within device state; True: this is the end, the description is left out."""
+        self._is_silent = True
+        self._go_on()
+        self._is_silent = False
+        return self.finished
 
     def close(self) -> None:
         """The input ended. Raises StreamError: rule "truncated"."""
@@ -301,10 +315,11 @@ class QemuStreamReader:
 
     def _read_device_state(self) -> Parser:
         state = DeviceState(self.offset)
+        self._in_device_state = True
         while True:
             data = bytes(self._buffer[self._at :])
             self._at += len(data)
-            ended = state.feed(data)
+            ended = state.feed(data) or (self._is_silent and state.is_whole())
             if self._closed and not ended:
                 state.close()
                 ended = True
