@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from migrate.errors import RecordError, StreamError
-from migrate.kernel.results import WALK_EOS, WALK_FLUSH
+from migrate.kernel.results import WALK_EOS, WALK_FLUSH, WALK_KIND
 from migrate.protocol import qemu_wire as wire
 from migrate.protocol.qemu_device_state import MAX_BYTES, DeviceState
 from migrate.protocol.qemu_wire import COMMAND_LENGTHS, Command, Configuration, Section, StreamBlock
@@ -44,8 +44,11 @@ class QemuStreamEvents(Protocol):
     def blocks(self, blocks: Sequence[StreamBlock]) -> None:
         """The block list, once, before any record. Raises ValueError: no guest has such RAM."""
 
-    def records(self, body: memoryview, offset: int) -> tuple[int, int]:
-        """Records from that byte on; returns how many bytes were used and WALK_*. Raises RecordError."""
+    def records(self, body: memoryview, offset: int, compressed: bool) -> tuple[int, int]:
+        """Records from that byte on; returns how many bytes were used and WALK_*. Raises RecordError.
+
+        `compressed`: records COMPRESS_PAGE only, else none of these; WALK_KIND: it is the others' turn.
+        """
 
     def multifd_flush(self, offset: int) -> None:
         """A record MULTIFD_FLUSH: pages travel in other channels."""
@@ -281,11 +284,12 @@ class QemuStreamReader:
             raise StreamError("mem-size", start, str(error)) from error
 
     def _read_records(self) -> Parser:
+        compressed = False
         while True:
             start = self.offset
             view = memoryview(self._buffer)[self._at :]
             try:
-                used, stop = self._events.records(view, start)
+                used, stop = self._events.records(view, start, compressed)
             except RecordError as error:
                 message = error.message.partition(" (rule ")[0]
                 raise StreamError(error.rule, start + error.offset, message) from error
@@ -296,6 +300,8 @@ class QemuStreamReader:
                 return
             if stop == WALK_FLUSH:
                 self._events.multifd_flush(self.offset - 8)
+            elif stop == WALK_KIND:
+                compressed = not compressed
             elif not used:
                 yield from self._more()
 

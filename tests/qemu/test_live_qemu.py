@@ -7,6 +7,7 @@ the source's RAM where the guest stood still all the time.
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import socket
@@ -182,4 +183,23 @@ def test_switchover_ack_of_a_qemu_that_has_it(qemu: Qemu, output: Path) -> None:
         qemu.do("migrate", uri=f"tcp:127.0.0.1:{destination.port}")
         assert qemu.wait_migrated()["status"] == ("completed" if asks else "failed")
         destination.program.wait()
+    qemu.goes_on()
+
+
+def test_a_source_that_compresses_pages_one_by_one(qemu: Qemu, output: Path) -> None:
+    known = {capability["capability"] for capability in qemu.do("query-migrate-capabilities")}
+    if "compress" not in known:  # gone since 9.1; tests/qemu/test_compressed_pages.py has it all the same
+        assert "switchover-ack" in known
+        return
+    qemu.do("stop")
+    qemu.capabilities("compress", "return-path")
+    with Destination("--once", f"--output-dir={output}") as destination:
+        tap = Tap(destination.port)
+        qemu.do("migrate", uri=f"tcp:127.0.0.1:{tap.port}")
+        assert qemu.wait_migrated()["status"] == "completed"
+        assert destination.program.wait() == 0, destination.program.story()
+        tap.join()
+    assert check_stored(output, tap)["mem"] == qemu.ram_file.read_bytes()
+    totals = json.loads((output / "migration.json").read_text())["totals"]
+    assert totals["compressed"] > 100 and totals["compressed_bytes"] > 1000
     qemu.goes_on()
