@@ -153,6 +153,8 @@ class Lab:
         self.source_ram = {name: source / f"source-{name}" for name, _ in blocks}
         self.destination_ram = {name: destination / f"destination-{name}" for name, _ in blocks}
         self.witness = source / "witness.log"
+        self.source_state = source / "source-state"
+        self.destination_state = source / "destination-state"
         self._directory = source
         self._arrived = 0
         self._programs: list[Program] = []
@@ -190,7 +192,8 @@ class Lab:
         """migrate-dst, listening when this returns; with `resume` it starts the guest on commit."""
         ram = [f"--ram={name}={path}" for name, path in self.destination_ram.items()]
         hook = [f"--on-commit={self.resume_command}"] if resume else []
-        started = self.run("migrate-dst", f"--listen={listen}", *ram, *hook, *options)
+        state = f"--state-dir={self.destination_state}"
+        started = self.run("migrate-dst", f"--listen={listen}", state, *ram, *hook, *options)
         started.wait_event("listening")
         return started
 
@@ -198,7 +201,8 @@ class Lab:
         """migrate-src towards a port on loopback."""
         ram = [f"--ram={name}={path}" for name, path in self.source_ram.items()]
         pid = [f"--guest-pid={guest.pid}"] if guest is not None else []
-        return self.run("migrate-src", f"--to=127.0.0.1:{port}", *ram, *pid, *options)
+        state = f"--state-dir={self.source_state}"
+        return self.run("migrate-src", f"--to=127.0.0.1:{port}", state, *ram, *pid, *options)
 
     @property
     def resume_command(self) -> str:

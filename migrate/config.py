@@ -147,6 +147,8 @@ class SourceConfig:
     """Where Prometheus may scrape."""
     report: Path | None = None
     """File, or directory, for the report of each run."""
+    state_dir: Path | None = None
+    """Of the journals; None: the usual one of this user (`migrate.daemon.journal.default_state_dir`)."""
 
     def __post_init__(self) -> None:
         validate_source(self)
@@ -167,8 +169,6 @@ class DestinationConfig:
     """Of a QEMU's stream: RAM blocks without a file in `ram`, device state, statistics."""
     multifd_channels: int = 0
     """Of a QEMU: how many page channels its source has; 0: no multifd."""
-    switchover_ack: bool = False
-    """Of a QEMU: its source waits for our consent to the switchover."""
     on_prepare: str | None = None
     on_commit: str | None = None
     guest_qmp: Path | None = None
@@ -184,6 +184,10 @@ class DestinationConfig:
     """Where Prometheus may scrape."""
     report: Path | None = None
     """File, or directory, for the report of each run."""
+    state_dir: Path | None = None
+    """Of the journals; None: the usual one of this user (`migrate.daemon.journal.default_state_dir`)."""
+    is_running: str | None = None
+    """Status 0: the guest that `on_commit` let go runs. Asked after a crash in the middle of that."""
 
     def __post_init__(self) -> None:
         validate_destination(self)
@@ -238,14 +242,11 @@ def validate_destination(config: DestinationConfig) -> None:
         raise UsageError(
             f"--multifd-channels {config.multifd_channels}: 0 to {MOST_MULTIFD_CHANNELS} are possible"
         )
-    for option, value in (
-        ("--multifd-channels", config.multifd_channels),
-        ("--switchover-ack", config.switchover_ack),
-    ):
-        if value and config.output_dir is None:
-            raise UsageError(f"{option} needs --output-dir: it is for a QEMU's stream")
+    if config.multifd_channels and config.output_dir is None:
+        raise UsageError("--multifd-channels needs --output-dir: it is for a QEMU's stream")
     _check_command("--on-prepare", config.on_prepare)
     _check_command("--on-commit", config.on_commit)
+    _check_command("--is-running", config.is_running)
     _check_seconds("--keepalive-timeout", config.keepalive_timeout)
     _check_seconds("--reconnect-timeout", config.reconnect_timeout, zero_allowed=True)
     _check_seconds("hook timeout", config.hook_timeout)

@@ -12,6 +12,7 @@
      ├─ NotConvergedError        7   the rest never fitted into the allowed pause
      ├─ VerifyError              8   the two RAMs were not equal
      ├─ RamError                 9   a RAM file is missing, unfit, locked, truncated, or its disk is full
+     │   └─ JournalError             the same, of the journal of a handover
      ├─ UndecidedError          10   commit may have arrived: a person must look who runs the guest
      └─ CancelledMigration     130   Ctrl-C, SIGTERM or a cancel from the peer
 
@@ -147,6 +148,10 @@ class RamError(MigrateError):
     """A RAM file is missing, too small, not a file, read-only, locked or truncated, or its disk is full."""
 
     exit_code = 9
+
+
+class JournalError(RamError):
+    """The journal of a handover cannot be written, read or locked, or is damaged."""
 
 
 class UndecidedError(MigrateError):

@@ -3,6 +3,7 @@
 * A coroutine test runs twice, on asyncio's own loop and on uvloop.
 * `rng` is a `random.Random` whose seed stands in the report of a failure; `MIGRATE_TEST_SEED=…` repeats it.
 * `shm_dir` is a private directory in /dev/shm: RAM files on tmpfs, gone after the test.
+* Journals that a test gives no place go to a directory of its own, gone after the run.
 * No test may leave a child process or a file of its own in /dev/shm; processes that outlived their own parent
   are found at the end of the run by a mark in their environment, which also names the test.
 """
@@ -28,6 +29,7 @@ SHM = Path("/dev/shm")
 SHM_PREFIX = "migrate"
 RUN_MARK = "MIGRATE_TEST_RUN"
 RUN_ID = secrets.token_hex(8)
+STATE = Path(tempfile.gettempdir()) / f"migrate-test-state-{RUN_ID}"
 SEED = int(os.environ.get("MIGRATE_TEST_SEED") or secrets.randbits(32))
 
 # Speed is measured by bin/bench; here a slow machine must never be a failure.
@@ -62,6 +64,7 @@ def pytest_runtest_makereport(
 def pytest_sessionstart(session: pytest.Session) -> None:
     del session
     os.environ[RUN_MARK] = RUN_ID  # inherited by every process that a test starts
+    STATE.mkdir(mode=0o700)
     # So is what is ignored: under nohup, or in the background of a script, no daemon would obey its signals.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -69,6 +72,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Find what outlived its parent, name the test that began it, end it, and let the run fail."""
+    shutil.rmtree(STATE)
     orphans = _marked_processes()
     terminal = session.config.get_terminal_writer()
     for pid, test in orphans.items():
@@ -91,6 +95,12 @@ def shm_dir() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix=f"{SHM_PREFIX}-test-{RUN_ID}-", dir=SHM))
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture(autouse=True)
+def journals_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place for the journals that a test gives none."""
+    monkeypatch.setenv("STATE_DIRECTORY", str(STATE / secrets.token_hex(4)))
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,9 @@ from migrate.errors import UsageError
 
 T = TypeVar("T")
 
+JOURNAL_COMMANDS = ("status", "recover")
+"""Of both programs: `migrate.cli.journals`."""
+
 UNITS_HELP = """units:
   SIZE   bytes; K M G T are binary: 4096, 64M (= 64 MiB), 1.5G
   RATE   bytes a second as SIZE: 200M (= 200 MiB/s); or decimal bits: 100Mbit
@@ -84,6 +87,18 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds a broken connection may take to come back before the migration fails; "
         "0: not at all (default: %(default)s)",
+    )
+
+
+def add_state_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Where the journals are, the same everywhere."""
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of the journals that say whose the guest is, on a disk that survives a crash; the same "
+        "for all migrations of this host (default: $STATE_DIRECTORY, as systemd sets it; else "
+        "/var/lib/migrate for root, ~/.local/state/migrate for others)",
     )
 
 

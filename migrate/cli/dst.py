@@ -9,11 +9,13 @@ from pathlib import Path
 
 from migrate import config
 from migrate.cli.arguments import (
+    JOURNAL_COMMANDS,
     ArgumentParser,
     add_control_option,
     add_network_options,
     add_output_options,
     add_report_option,
+    add_state_option,
     typed,
     whole_number,
 )
@@ -27,7 +29,10 @@ DESCRIPTION = """Wait for a migrate-src and take over its guest's RAM.
 The RAM files are written while the guest still runs at the source. Until the
 handover each has a marker PATH.migrating beside it: no guest may run on it.
 --on-prepare gets the guest ready, paused. --on-commit lets it go, once both
-RAMs are proved equal and the source has given it up."""
+RAMs are proved equal and the source has given it up.
+
+migrate-dst status says from the journals whose the guest is, migrate-dst recover
+settles what a crash left open; each has a --help of its own."""
 
 
 def build_parser() -> ArgumentParser:
@@ -69,11 +74,6 @@ def build_parser() -> ArgumentParser:
         metavar="N",
         help="the source's multifd-channels, if multifd is on there, plain or with zlib or zstd; 0: off",
     )
-    qemu.add_argument(
-        "--switchover-ack",
-        action="store_true",
-        help="the capability of that name is set at the source (QEMU 8.1 or newer; older ones fail on it)",
-    )
     guest = parser.add_argument_group("guest")
     guest.add_argument(
         "--on-prepare",
@@ -92,6 +92,11 @@ def build_parser() -> ArgumentParser:
         help="monitor of a QEMU that waits with -S -incoming defer on the --ram files: it loads the devices "
         "of the source's QEMU, and `cont` lets the guest go",
     )
+    guest.add_argument(
+        "--is-running",
+        metavar="CMD",
+        help="status 0: the guest that --on-commit let go runs; asked after a crash in the middle of that",
+    )
     delta = parser.add_argument_group("deltas (XBZRLE)")
     delta.add_argument(
         "--xbzrle-cache-limit",
@@ -101,6 +106,7 @@ def build_parser() -> ArgumentParser:
         help="memory a source may have for its page cache here; 0: no XBZRLE (default: %(default)s)",
     )
     add_network_options(parser)
+    add_state_option(parser.add_argument_group("handover"))
     add_control_option(parser)
     add_report_option(add_output_options(parser))
     return parser
@@ -138,7 +144,12 @@ PROGRAM = Program("migrate-dst", "destination", build_parser, make_config, warni
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code. `--help` and `--version` raise SystemExit(0)."""
-    return run_program(PROGRAM, argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments and arguments[0] in JOURNAL_COMMANDS:
+        from migrate.cli.journals import run_journal_command  # heavy: the kernel
+
+        return run_journal_command("destination", arguments[0], arguments[1:])
+    return run_program(PROGRAM, arguments)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ EXIT_CODES: tuple[tuple[int, str, str], ...] = (
     (6, "guest", "the guest could not be paused or resumed, or died"),
     (7, "not converged", "the rest never fitted into the downtime limit"),
     (8, "verify", "the two RAMs were not equal"),
-    (9, "ram", "a RAM file is missing, unfit, locked or truncated"),
+    (9, "ram", "a RAM file or the journal is missing, unfit, locked or damaged"),
     (10, "undecided", "the commit may have arrived: look who runs the guest"),
     (130, "cancelled", "Ctrl-C, SIGTERM, or a cancel from the peer"),
 )

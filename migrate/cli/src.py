@@ -9,11 +9,13 @@ from pathlib import Path
 
 from migrate import config
 from migrate.cli.arguments import (
+    JOURNAL_COMMANDS,
     ArgumentParser,
     add_control_option,
     add_network_options,
     add_output_options,
     add_report_option,
+    add_state_option,
     seconds,
     typed,
     whole_number,
@@ -32,7 +34,9 @@ sent, both RAMs are proved equal, and the guest goes on at the destination.
 Whatever fails before that leaves it running here.
 
 migrate-src migrate|query|watch|set|pause|cancel|quit --control PATH
-steers one that runs with --control; each has a --help of its own."""
+steers one that runs with --control. migrate-src status says from the journals
+whose the guest is, migrate-src recover settles what a crash left open. Each has
+a --help of its own."""
 
 
 def build_parser() -> ArgumentParser:
@@ -62,6 +66,7 @@ def build_parser() -> ArgumentParser:
     _add_page_options(parser)
     _add_lane_options(parser)
     add_network_options(parser)
+    add_state_option(parser.add_argument_group("handover"))
     add_control_option(parser)
     add_report_option(add_output_options(parser))
     return parser
@@ -242,6 +247,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments and arguments[0] in CLIENTS:
         return run_client(arguments[0], arguments[1:])
+    if arguments and arguments[0] in JOURNAL_COMMANDS:
+        from migrate.cli.journals import run_journal_command  # heavy: the kernel
+
+        return run_journal_command("source", arguments[0], arguments[1:])
     return run_program(PROGRAM, arguments)
 
 

@@ -241,6 +241,12 @@ def _fixed(text: str) -> Callable[[Fields, str], str]:
     return wording
 
 
+def _question(fields: Fields, side: str) -> str:
+    del side
+    migration, step = printable(fields.get("migration")), printable(fields.get("step"))
+    return f"the source asks about migration {migration}: {step} here"
+
+
 def _stored(fields: Fields, side: str) -> str:
     del side
     blocks = fields.get("blocks")
@@ -273,6 +279,7 @@ _WORDINGS: dict[str, Callable[[Fields, str], str]] = {
     "prepared": _fixed("destination prepared: it can run the guest"),
     "committed": _fixed("committed: the guest belongs to the destination"),
     "running": _fixed("guest runs at the destination"),
+    "question": _question,
     "stored": _stored,
     "cancelling": lambda fields, _: f"{printable(fields.get('signal', 'signal'))}: cancelling",
     "cancelled": lambda fields, _: f"cancelled{_because(fields)}",

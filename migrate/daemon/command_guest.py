@@ -8,6 +8,7 @@ from migrate.daemon.asked_guest import AskedGuest
 from migrate.daemon.guest import GuestControl
 from migrate.daemon.hooks import run_hook
 from migrate.errors import GuestError
+from migrate.protocol.journal_record import PausedGuest
 
 
 class CommandGuest(AskedGuest):
@@ -40,6 +41,9 @@ class CommandGuest(AskedGuest):
         for option, command in (("--pause-cmd", self._pause_cmd), ("--resume-cmd", self._resume_cmd)):
             if not command.strip():
                 raise GuestError(f"{option}: the command is empty", side="source")
+
+    async def how_paused(self) -> PausedGuest:
+        return PausedGuest("command", resume_cmd=self._resume_cmd, environment=dict(self._environment))
 
     async def kill(self) -> None:
         raise GuestError(

@@ -12,18 +12,21 @@ from migrate.config import DestinationConfig
 from migrate.daemon.arrival import Arrival, CommandArrival
 from migrate.daemon.control_channel import ControlChannel
 from migrate.daemon.incoming import Incoming
+from migrate.daemon.journal_start import start_destination_journal
 from migrate.daemon.listener import Listener
 from migrate.daemon.own_guest import ArrivingGuest, OwnArrival
 from migrate.daemon.page_caches import available_memory
 from migrate.daemon.qemu_arrival import QemuArrival
 from migrate.daemon.qemu_incoming import QemuIncoming
 from migrate.daemon.reporter import Reporter
+from migrate.daemon.settlement import open_settlement
 from migrate.daemon.uninterrupted import uninterrupted
 from migrate.daemon.waiting_channels import WaitingChannels
-from migrate.errors import CancelledMigration, MigrateError, ProtocolError, RamError, UsageError
+from migrate.errors import CancelledMigration, MigrateError, ProtocolError, RamError, RefusedError, UsageError
 from migrate.protocol import messages as m
 from migrate.protocol.destination import DestinationMachine
 from migrate.protocol.handshake import Agreement, Offer, negotiate
+from migrate.protocol.journal_record import Step
 from migrate.protocol.qemu_multifd import Opening
 from migrate.protocol.run_report import blocks_of
 from migrate.protocol.stats import MigrationStats
@@ -74,6 +77,7 @@ class DestinationDaemon:
         self._arrived = asyncio.Event()
         self._greeting = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
+        self._settling: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Serve. Raises MigrateError."""
@@ -99,6 +103,9 @@ class DestinationDaemon:
     async def _close(self) -> None:
         await self._listener.close()
         self._waiting_channels.close()
+        for task in self._settling:
+            task.cancel()
+        await asyncio.gather(*self._settling, return_exceptions=True)
         for task in list(self._closing):
             await task
 
@@ -214,6 +221,33 @@ class DestinationDaemon:
         if answer is not None:
             self._answer(channel, answer)
 
+    def question_came(self, question: m.Question, channel: ControlChannel) -> None:
+        """A control connection that asks how far a handover is (ListenerEvents)."""
+        current = self.incoming
+        if isinstance(current, Incoming) and current.migration == question.migration.hex():
+            verdict = current.ask(question, channel)
+            if verdict is not None:
+                self._answer(channel, verdict)
+            return
+        task = asyncio.ensure_future(self._settle(question, channel))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    async def _settle(self, question: m.Question, channel: ControlChannel) -> None:
+        """Answer from the journal of a migration that is not under way here any more."""
+        settlement = await open_settlement(self._config, self._reporter, question)
+        if isinstance(settlement, m.Verdict):
+            self._answer(channel, settlement)
+            return
+        try:
+            await settlement.serve(question, channel)
+        finally:
+            if settlement.handover.step in (Step.STARTING, Step.RUNNING):
+                files = [(place.device, place.inode) for place in settlement.record.ram]
+                self._handed_over |= dict.fromkeys(files, settlement.record.migration)
+            await settlement.close()
+            channel.close()
+
     async def _look_and_begin(self, hello: m.Hello, channel: ControlChannel) -> m.Accept | m.Reject | None:
         """Look at the QEMU that waits, if one should, then `_begin`."""
         migration = hello.migration.hex()
@@ -265,8 +299,15 @@ class DestinationDaemon:
         if hello.check:
             return _accept_check(agreed, free)
         try:
+            embedded = self._own is not None
+            journal = start_destination_journal(self._config, hello, image, channel.peer, embedded)
+        except (RamError, RefusedError) as error:
+            image.close()
+            return m.Reject(str(error)[:4000], (error.hint or "--state-dir")[:4000], "destination")
+        try:
             image.mark(hello.migration.hex())
         except RamError as error:
+            journal.remove()
             image.close()
             return m.Reject(str(error)[:4000], "--ram", "destination")
         try:
@@ -280,6 +321,7 @@ class DestinationDaemon:
                 self._config.reconnect_timeout,
             )
         except BaseException as error:
+            journal.remove()
             image.close()  # or its lock would stand until this program ends
             if not isinstance(error, MemoryError):
                 raise
@@ -289,7 +331,7 @@ class DestinationDaemon:
         self._reporter.event("migration", id=migration, attempt=hello.attempt, blocks=blocks)
         self._reporter.event("connected", peer=channel.peer, migration=migration)
         self._reporter.event("negotiated", **agreed.as_fields(), peer=hello.software)
-        self.incoming = Incoming(self._reporter, machine, image, channel, arrival)
+        self.incoming = Incoming(self._reporter, machine, image, channel, arrival, journal)
         self._arrived.set()
         return None
 
@@ -307,7 +349,7 @@ class DestinationDaemon:
                     hint="remove the file once that guest is gone, or start migrate-dst with other files",
                 )
 
-    def _answer(self, channel: ControlChannel, message: m.Accept | m.Reject) -> None:
+    def _answer(self, channel: ControlChannel, message: m.Accept | m.Reject | m.Verdict) -> None:
         if isinstance(message, m.Reject):
             self._reporter.event("warning", message=f"{channel.peer} was refused: {message.reason}")
         channel.send(message)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 
 from migrate.daemon.device_state import DeviceState
+from migrate.protocol.journal_record import PausedGuest
 
 
 class GuestControl(abc.ABC):
@@ -29,6 +30,13 @@ class GuestControl(abc.ABC):
     @abc.abstractmethod
     async def probe(self) -> None:
         """Raise GuestError if the guest cannot be paused in this way; changes nothing."""
+
+    async def how_paused(self) -> PausedGuest:
+        """For the journal, before a pause: how another program resumes the guest, should this one be killed.
+
+        Raises GuestError: it died.
+        """
+        return PausedGuest("none")
 
     @abc.abstractmethod
     async def pause(self, deadline_s: float) -> None:

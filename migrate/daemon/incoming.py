@@ -12,6 +12,8 @@ from collections.abc import Callable, Coroutine
 from migrate.daemon.arrival import Arrival
 from migrate.daemon.control_channel import ControlChannel
 from migrate.daemon.device_state import DeviceState
+from migrate.daemon.journal import Journal
+from migrate.daemon.journal_writer import JournalWriter
 from migrate.daemon.lane_receiver import LaneReceiver
 from migrate.daemon.page_caches import allocate_caches
 from migrate.daemon.reporter import Reporter
@@ -40,6 +42,7 @@ class Incoming:
         image: marked as incoming; closed when the migration has ended.
         channel: the control connection that said hello.
         arrival: brings the guest up; closed when the migration has ended.
+        journal: of this migration; removed at the end unless the source may ask for it.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Incoming:
         image: RamImage,
         channel: ControlChannel,
         arrival: Arrival,
+        journal: Journal,
     ) -> None:
         self.migration = machine.hello.migration.hex()
         self.handed_over = False
@@ -59,6 +63,7 @@ class Incoming:
         self._machine = machine
         self._image = image
         self._arrival = arrival
+        self._journal = JournalWriter(journal)
         self._channel: ControlChannel | None = None
         self._sockets: dict[tuple[int, int], socket.socket] = {}
         """Lane connections that wait for their thread, by (lane, epoch)."""
@@ -122,6 +127,7 @@ class Incoming:
 
     async def _clean_up(self, ticker: asyncio.Task[None]) -> None:
         self._stop.set()
+        await self._journal.close(remove=not self._machine.pause.journal_needed)
         for receiver in list(self._receivers.values()):
             receiver.stop()
         for receiver in list(self._receivers.values()):
@@ -156,6 +162,17 @@ class Incoming:
             self._take_channel(channel)
             self._perform()
         return reject
+
+    def ask(self, question: m.Question, channel: ControlChannel) -> m.Verdict | None:
+        """The source came back with a question. Returns the answer where it cannot stay."""
+        verdict = self._machine.asked(time.monotonic(), question)
+        if verdict is None:
+            self._reporter.event("question", migration=self.migration, step=self._machine.state.value)
+            if self._channel is not None:
+                self._channel.close()
+            self._take_channel(channel)
+            self._perform()
+        return verdict
 
     def _take_channel(self, channel: ControlChannel) -> None:
         self._channel = channel
@@ -232,6 +249,10 @@ class Incoming:
                     self._hook.cancel()
             case a.RunCommit():
                 self._spawn(self._commit())
+            case a.WriteJournal():
+                self._spawn(self._write_journal(action))
+            case a.RemoveJournal():
+                self._journal.remove()
             case a.Report():
                 self._reporter.event(action.name, **action.fields)
             case a.Finish():
@@ -293,7 +314,7 @@ class Incoming:
             except MigrateError as error:
                 self._input(self._machine.failed, error)
                 return
-        self._input(self._machine.verified, digests)
+        self._input(self._machine.pause.verified, digests)
 
     async def _send_digests(self, number: int, array: bytearray) -> None:
         for at in range(0, len(array), m.CHUNK_BYTES):
@@ -307,11 +328,15 @@ class Incoming:
         error: MigrateError | None = None
         began = time.monotonic()
         try:
-            states = [DeviceState(name, data) for name, data in self._machine.blobs.items()]
+            states = [DeviceState(name, data) for name, data in self._machine.pause.blobs.items()]
             await self._arrival.load(self._machine.hello.attempt, states)
         except MigrateError as problem:
             error = problem
-        self._input(self._machine.hook_ended, number, error, time.monotonic() - began)
+        self._input(self._machine.pause.prepare_ended, number, error, time.monotonic() - began)
+
+    async def _write_journal(self, action: a.WriteJournal) -> None:
+        error = await self._journal.write(action)
+        self._input(self._machine.journalled, action.step, error)
 
     async def _commit(self) -> None:
         """The guest is ours. Its RAM is whole: the marks go first, since the command looks for them."""
@@ -325,4 +350,4 @@ class Incoming:
             error = problem
         except OSError as problem:
             error = GuestError(f"the on-commit command could not be run: {problem}")
-        self._input(self._machine.hook_ended, 0, error, time.monotonic() - began)
+        self._input(self._machine.pause.start_ended, error, time.monotonic() - began)

@@ -1,6 +1,6 @@
 """The destination's listening socket: tells connections apart by their first bytes, within limits.
 
-"MIGRATE" 1   control: the first message must be a hello
+"MIGRATE" 1   control: the first message must be a hello or a question
 "MIGRATE" 2   lane: one lane-open frame, then batches
 "QEVM" 3      main channel of a QEMU's migration
 11223344 1    page channel of one, with multifd
@@ -45,6 +45,9 @@ class ListenerEvents(Protocol):
 
     async def hello_came(self, hello: m.Hello, channel: ControlChannel) -> None:
         """A control connection that said hello; its owner from here on, unless this raises."""
+
+    def question_came(self, question: m.Question, channel: ControlChannel) -> None:
+        """A control connection that asks how far a handover is."""
 
     def qemu_came(self, head: bytes, sock: socket.socket, peer: str) -> None:
         """A QEMU's stream, blocking; raises ProtocolError if it is not wanted (then it is closed)."""
@@ -162,7 +165,7 @@ class Listener:
         self._events.lane_came(opening, sock)
 
     async def _greet_control(self, sock: socket.socket) -> None:
-        """Wait for the hello; who takes it sets the channel's callbacks. The channel owns the socket."""
+        """Wait for the first message; who takes it sets the callbacks. The channel owns the socket."""
         first: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
         def lost(reason: str) -> None:
@@ -180,10 +183,13 @@ class Listener:
         channel = ControlChannel(message, lost)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: channel, sock)
         try:
-            hello = await first
-            if not isinstance(hello, m.Hello):
-                raise ProtocolError(f"a control connection begins with {hello.TYPE}")
-            await self._events.hello_came(hello, channel)
+            opening = await first
+            if not isinstance(opening, m.Hello | m.Question):
+                raise ProtocolError(f"a control connection begins with {opening.TYPE}")
+            if isinstance(opening, m.Hello):
+                await self._events.hello_came(opening, channel)
+            else:
+                self._events.question_came(opening, channel)
         except BaseException:
             channel.close()
             raise

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import select
+from pathlib import Path
 
 _PIDFD_GETFD = 438  # on every architecture
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -31,6 +32,15 @@ async def wait_exited(pidfd: int, time_limit: float) -> bool:
     finally:
         loop.remove_reader(pidfd)
     return has_exited(pidfd)
+
+
+def start_time(pid: int) -> int:
+    """When the process began, in clock ticks since the boot: with the number it names one process for ever.
+
+    Raises OSError: there is none, or it cannot be seen.
+    """
+    line = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    return int(line.rpartition(") ")[2].split()[19])  # field 22, proc_pid_stat(5); the state is field 3
 
 
 def copy_descriptor(pidfd: int, number: int) -> int:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from migrate.daemon.guest import GuestControl
-from migrate.daemon.pidfd import has_exited, wait_exited
+from migrate.daemon.pidfd import has_exited, start_time, wait_exited
 from migrate.errors import GuestError
+from migrate.protocol.journal_record import PausedGuest
 
 _STOPPED = frozenset("Tt")
 _DEAD = frozenset("ZX")  # a thread that ended before its process, as main threads may
@@ -75,10 +76,19 @@ class ProcessGuest(GuestControl):
         self._signal(0)
         self._threads()
 
+    async def how_paused(self) -> PausedGuest:
+        assert self.pid is not None
+        stands = self.was_paused_before if self._paused else _all_in(_STOPPED, self._threads())
+        try:
+            began = start_time(self.pid)
+        except OSError:
+            raise self._died() from None
+        return PausedGuest("process", self.pid, began, stands)
+
     async def pause(self, deadline_s: float) -> None:
         end = time.monotonic() + deadline_s
         if not self._paused:
-            self.was_paused_before = all(thread.state in _STOPPED for thread in self._threads())
+            self.was_paused_before = _all_in(_STOPPED, self._threads())
         self._paused = True
         try:
             if not self.was_paused_before:
@@ -200,6 +210,10 @@ class ProcessGuest(GuestControl):
             side="source",
             guest="the guest runs nowhere",
         )
+
+
+def _all_in(states: frozenset[str], threads: list[_Thread]) -> bool:
+    return all(thread.state in states for thread in threads)
 
 
 def _all_stopped(threads: list[_Thread]) -> bool:

@@ -60,6 +60,14 @@ class QemuArrival(CommandArrival):
         await self._capabilities.check()
         return await machine_of(self._monitor)
 
+    async def attach(self) -> None:
+        """Connect to a QEMU that another program has made ready. Raises GuestError."""
+        await self._monitor.connect()
+
+    async def runs(self) -> bool:
+        """Whether its guest was let go. Raises GuestError."""
+        return await self._monitor.run_state() == "running"
+
     async def load(self, attempt: int, states: Sequence[DeviceState]) -> None:
         stream = next((state.data for state in states if state.name == STATE_NAME), None)
         if stream is None:

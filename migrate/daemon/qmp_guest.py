@@ -24,6 +24,7 @@ from migrate.daemon.guest import GuestControl
 from migrate.daemon.qemu_checks import Capabilities, check_ram, machine_of
 from migrate.daemon.qmp_monitor import Monitor
 from migrate.errors import GuestError, MigrateError, RefusedError, as_error
+from migrate.protocol.journal_record import PausedGuest
 from migrate.protocol.messages import QemuMachine
 from migrate.protocol.qemu_devices import STATE_NAME, DeviceStream
 from migrate.protocol.qemu_wire import encode_shut
@@ -89,6 +90,10 @@ class QmpGuest(GuestControl):
             raise RefusedError(f"the guest cannot be migrated: {'; '.join(blocked)}", side="source")
         self._machine = await machine_of(self._monitor)
 
+    async def how_paused(self) -> PausedGuest:
+        stands = await self._monitor.run_state() != "running"
+        return PausedGuest("qmp", stopped_before=stands, monitor=str(self._monitor.path.absolute()))
+
     async def pause(self, deadline_s: float) -> None:
         try:
             self.was_paused_before = await self._monitor.run_state() != "running"
@@ -141,9 +146,9 @@ class QmpGuest(GuestControl):
                 await self._monitor.execute("migrate_cancel")
         self._stream.close()
         await self._monitor.migration(_OVER, END_SECONDS)
-        if await self._settled() != "running" and not self.was_paused_before:
+        if await _settled(self._monitor) != "running" and not self.was_paused_before:
             await self._monitor.execute("cont")
-            if await self._settled() != "running":
+            if await _settled(self._monitor) != "running":
                 raise GuestError("QEMU did not let its guest run again", side="source")
         self._stream = None
 
@@ -169,14 +174,35 @@ class QmpGuest(GuestControl):
             await self._capabilities.restore()
         await self._monitor.close()
 
-    async def _settled(self) -> str:
-        """The run state once the end of a migration has had its effect on it."""
-        end = time.monotonic() + END_SECONDS
-        while True:
-            state = await self._monitor.run_state()
-            if state != "finish-migrate" or time.monotonic() >= end:
-                return state
-            await asyncio.sleep(_LOOK_SECONDS)
+
+async def _settled(monitor: Monitor) -> str:
+    """The run state once the end of a migration has had its effect on it."""
+    end = time.monotonic() + END_SECONDS
+    while True:
+        state = await monitor.run_state()
+        if state != "finish-migrate" or time.monotonic() >= end:
+            return state
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def resume_paused(path: Path, stopped_before: bool) -> None:
+    """Let the guest of a QEMU run whose migrate-src was killed in the pause, as often as one likes.
+
+    Its own migration fails when migrate-src dies; before `migrate-continue` it has to be cancelled.
+
+    Raises GuestError: there is no QEMU, or it does not run again.
+    """
+    monitor = Monitor(path, "source")
+    await monitor.connect()
+    try:
+        if (await monitor.execute("query-migrate")).get("status", "none") not in _OVER:
+            await monitor.execute("migrate_cancel")
+            await monitor.migration(_OVER, END_SECONDS)
+        state = await _settled(monitor)
+        if state != "running" and not stopped_before:
+            await monitor.execute("cont")
+    finally:
+        await monitor.close()
 
 
 class _OwnStream:

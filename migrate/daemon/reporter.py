@@ -22,6 +22,22 @@ class CheckItem(TypedDict):
     """`note`: it works, but not quite as asked for."""
 
 
+class SilentReporter:
+    """Tells nobody: for commands that print their own result."""
+
+    def event(self, name: str, /, **fields: object) -> None:
+        pass
+
+    def progress(self, stats: MigrationStats, now: float) -> None:
+        pass
+
+    def summary(self, stats: MigrationStats, now: float, outcome: str, /, **fields: object) -> None:
+        pass
+
+    def error(self, error: MigrateError) -> None:
+        pass
+
+
 class Reporter(Protocol):
     """Receives events, progress, the result and the error of a migration."""
 

@@ -22,22 +22,27 @@ from migrate.daemon.guest_control import (
     QmpGuest,
 )
 from migrate.daemon.hooks import hook_environment
+from migrate.daemon.journal import Journal
+from migrate.daemon.journal_start import start_source_journal
+from migrate.daemon.journal_writer import JournalWriter
 from migrate.daemon.lane_sender import LaneSender
 from migrate.daemon.own_guest import Guest, OwnGuest
 from migrate.daemon.page_caches import allocate_caches
 from migrate.daemon.preflight import check_items
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.source_work import SourceWork
+from migrate.daemon.supervisor import Supervisor
 from migrate.daemon.trackers import make_tracker
 from migrate.daemon.uninterrupted import uninterrupted
 from migrate.errors import GuestError, MigrateError, UsageError, as_error
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.bandwidth import TokenBucket
+from migrate.protocol.journal_record import Step
 from migrate.protocol.run_report import blocks_of
 from migrate.protocol.schema import Message
 from migrate.protocol.source import SourceMachine
-from migrate.protocol.source_states import SourceState
+from migrate.protocol.source_states import DECIDED, SourceState
 from migrate.ram.image import RamImage
 
 TICK_SECONDS = 0.05
@@ -136,7 +141,12 @@ async def migrate(
             machine = SourceMachine(hello, config, image, tracker.live)
             machine.stats.dirty_tracker = tracker.name
             work = SourceWork(config, hello.migration.hex(), image, guest, tracker, machine, reporter)
-            daemon = SourceDaemon(config, reporter, machine, work, guest, watcher)
+            journal = None
+            if not config.check:
+                journal = await asyncio.to_thread(start_source_journal, config, hello, image, own is not None)
+                if config.guest_pid or config.pause_cmd or config.guest_qmp:
+                    stack.callback(Supervisor(journal.path).stop)
+            daemon = SourceDaemon(config, reporter, machine, work, guest, journal, watcher)
             if watcher is not None:
                 watcher.begun(daemon)
             await daemon.run()
@@ -154,6 +164,7 @@ class SourceDaemon:
         machine: SourceMachine,
         work: SourceWork,
         guest: GuestControl,
+        journal: Journal | None,
         watcher: SourceWatcher | None = None,
     ) -> None:
         self.machine = self._machine = machine
@@ -163,6 +174,8 @@ class SourceDaemon:
         self._watcher = watcher
         self._work = work
         self._guest = guest
+        self._journal = None if journal is None else JournalWriter(journal)
+        """None for a pre-flight, which writes nothing."""
         self._channel: ControlChannel | None = None
         self._lanes: dict[int, LaneSender] = {}
         self._bucket = TokenBucket(config.max_bandwidth, BURST_BYTES)
@@ -205,6 +218,9 @@ class SourceDaemon:
 
     async def _clean_up(self, ticker: asyncio.Task[None]) -> None:
         self._work.stop()
+        if self._journal is not None:
+            async with self._guest_turn:  # what waits to be written is written
+                await self._journal.close(remove=self._machine.commit.journal_step is Step.MOVING)
         for sender in list(self._lanes.values()):
             sender.stop()
         for sender in list(self._lanes.values()):
@@ -297,7 +313,7 @@ class SourceDaemon:
             await asyncio.sleep(TICK_SECONDS)
 
     async def _check_guest(self) -> None:
-        if self._machine.state in (SourceState.COMMITTING, SourceState.REREADING, SourceState.ENDED):
+        if self._machine.state in (*DECIDED, SourceState.ENDED):
             return
         if not await self._guest.alive():
             error = GuestError("the guest died", side="source", guest="the guest runs nowhere")
@@ -363,6 +379,11 @@ class SourceDaemon:
                 self._spawn(self._pause())
             case a.ResumeGuest():
                 self._spawn(self._resume())
+            case a.WriteJournal():
+                self._spawn(self._write_journal(action))
+            case a.RemoveJournal():
+                assert self._journal is not None
+                self._journal.remove()
             case a.CollectState():
                 pause = self._machine.pause
                 self._spawn(self._do(self._work.collect_state, pause.state_collected, pause.state_failed))
@@ -460,6 +481,17 @@ class SourceDaemon:
         rule = self._machine.link.hello.cache_rule
         caches = await asyncio.to_thread(allocate_caches, self._machine.keys, rule, action)
         self._input(self._machine.caches_allocated, caches)
+
+    async def _write_journal(self, action: a.WriteJournal) -> None:
+        assert self._journal is not None
+        error: MigrateError | None
+        async with self._guest_turn:
+            try:
+                guest = await self._guest.how_paused() if action.step is Step.PAUSING else None
+                error = await self._journal.write(action, guest)
+            except MigrateError as problem:
+                error = problem
+        self._input(self._machine.journalled, action.step, error)
 
     async def _pause(self) -> None:
         async with self._guest_turn:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from migrate import kernel
 from migrate.errors import MigrateError
+from migrate.protocol.journal_record import Step
 from migrate.protocol.messages import LaneOpen
 from migrate.protocol.schema import Message
 from migrate.ram.bitmap import DirtyBitmap
@@ -114,6 +115,22 @@ class PauseGuest(Action):
 @dataclass(frozen=True)
 class ResumeGuest(Action):
     """Source: let the guest run, whatever state the pause is in → `resumed` or `resume_failed`."""
+
+
+@dataclass(frozen=True)
+class WriteJournal(Action):
+    """Put that on disk → `journalled`, in the order of the actions; at the source never beside a pause or a
+    resume that is under way."""
+
+    step: Step
+    number: int
+    attempt: int
+    root: bytes
+
+
+@dataclass(frozen=True)
+class RemoveJournal(Action):
+    """The handover is settled: the journal is not needed any more. No input follows."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
-"""The migration machine of the destination: lanes in, acknowledgements out, verification, handover.
+"""The migration machine of the destination: the connection to the source, and every way to end.
 
-States: destination_states.py; lanes and their resets: destination_lanes.py. Sans I/O: inputs are the public
+States: destination_states.py; lanes and their resets: destination_lanes.py; proof, hooks and the handover:
+destination_pause.py. Sans I/O: inputs are the public
 methods, each with the time; outputs are the actions that `take_actions` returns. The shell makes one machine
 per migration, after the handshake (`handshake.negotiate`) has agreed.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 from migrate import __version__, kernel
@@ -24,8 +24,10 @@ from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.destination_cache import DestinationCache
 from migrate.protocol.destination_lanes import DestinationLanes
+from migrate.protocol.destination_pause import DestinationPause
 from migrate.protocol.destination_states import BEFORE_COMMIT, EXPECTED, STATUS, TRANSITIONS, DestinationState
 from migrate.protocol.handshake import Agreement
+from migrate.protocol.journal_record import Step
 from migrate.protocol.keepalive import Keepalive
 from migrate.protocol.lane_destination import AppliedBatch
 from migrate.protocol.peer_errors import peer_error
@@ -74,9 +76,6 @@ class DestinationMachine:
         self.keys = kernel.Keys(hello.digest_seed, hello.page_size)
         self.digests = DigestTable(self.keys, image.layout)
         self.linked = False
-        self.blobs: dict[str, bytes] = {}
-        """Device state of the pause that is being prepared."""
-        self._image = image
         self._secret = secret
         self._free_bytes = free_bytes
         self._keepalive = Keepalive(keepalive_timeout)
@@ -85,15 +84,9 @@ class DestinationMachine:
         self._unlinked_at = 0.0
         self._unlinked_reason = ""
         self._resuming = False
-        self._pause = 0
-        self._prepare: m.Prepare | None = None
-        self._parts: dict[str, bytearray] = {}
-        self._verifying = 0
-        """Number of the pause whose verification is under way, 0 for none."""
-        self._found: bytearray | None = None
-        """Digests of RAM as it was read, where they are not what the source sent."""
-        self._verify_began = 0.0
-        self._verify_us = 0
+        self._running_since = 0.0
+        self._source_gave_up = False
+        """It has ended the migration by itself: it runs the guest, and will not ask."""
         self._error: MigrateError | None = None
         self.lanes = DestinationLanes(
             image, self.keys, self.digests, agreement, self.emit, self._send_of_lanes, self.stats
@@ -101,6 +94,7 @@ class DestinationMachine:
         self._cache = DestinationCache(
             agreement, hello.page_size, self.lanes, self.emit, self._send_of_lanes, self.stats
         )
+        self.pause = DestinationPause(self, image)
 
     # --- for the shell ----------------------------------------------------------------------------
 
@@ -123,16 +117,15 @@ class DestinationMachine:
         """The root over what was applied."""
         return (self.digests.root + self.lanes.sum) % _SUM
 
-    def _root_of(self, digests: bytearray) -> int:
-        blocks = self._image.layout.blocks
-        return sum(kernel.root(self.keys, digests, block.first_page, block.pages) for block in blocks) % _SUM
-
     @property
     def guest_place(self) -> str:
         """One clause: where the guest runs now."""
         if self.outcome == "completed":
             return "the guest runs here"
-        if self.state is DestinationState.STARTING or self.outcome == "start-failed":
+        if (
+            self.state in (DestinationState.STARTING, DestinationState.RUNNING)
+            or self.outcome == "start-failed"
+        ):
             return "the guest is stopped at the source; it was handed over and may run here"
         return "the guest was not started here and will not be: it is the source's"
 
@@ -167,7 +160,7 @@ class DestinationMachine:
             return m.Reject("the resumed migration is not the one that began", "", "source")
         self.hello = hello
         self.stats.reconnects += 1
-        self._back_to_active()
+        self.pause.back_to_active(now, "the source made its connection anew")
         self.lanes.stop_all("the connection was made anew")
         self._link(now)
         self._resuming = True
@@ -183,12 +176,28 @@ class DestinationMachine:
         self._unlinked_at = now
         self._unlinked_reason = reason
         if self.state in BEFORE_COMMIT:
-            self._back_to_active()
+            if self.state is not DestinationState.PREPARED:  # else the source may have committed already
+                self.pause.back_to_active(now, reason)
             self.lanes.stop_all(reason)
             self.emit(a.Disconnect())
             self.emit(a.Report("waiting", {"reason": reason, "seconds": self._reconnect_timeout}))
             if self._reconnect_timeout <= 0:
                 self.tick(now)
+
+    def asked(self, now: float, question: m.Question) -> m.Verdict | None:
+        """A new connection that opens with a question: from now on the connection of this machine.
+
+        Returns the last answer on it, where it cannot be that.
+        """
+        if self.state not in (
+            DestinationState.PREPARED,
+            DestinationState.STARTING,
+            DestinationState.RUNNING,
+        ):
+            return m.Verdict(question.number, "busy", f"this migration is {self.state.value}")
+        self._link(now)
+        self.pause.asked(now, question)
+        return None
 
     def message(self, now: float, message: Message) -> None:
         """A message came from the source. A forbidden one fails the migration."""
@@ -202,6 +211,8 @@ class DestinationMachine:
 
     def tick(self, now: float) -> None:
         """Time passes; call it at least ten times a second."""
+        if self.state is DestinationState.RUNNING:
+            self._check_settled(now)
         if self.state not in BEFORE_COMMIT:
             return
         self.stats.tick(now)
@@ -251,7 +262,7 @@ class DestinationMachine:
         """A lane thread has ended, as asked or after its final batch."""
         self.lanes.stopped(lane)
         self._check_resumed()
-        self._check_at_rest(now)
+        self.pause.check_at_rest(now)
 
     def caches_allocated(self, now: float, caches: Sequence[kernel.PageCache | None] | None) -> None:
         """There is memory for page caches of another size, one a lane; None: there is not."""
@@ -259,48 +270,24 @@ class DestinationMachine:
         if self.state is not DestinationState.ENDED:
             self._cache.allocated(caches)
 
-    # --- inputs: verification, hooks, ends --------------------------------------------------------
+    # --- inputs: the journal, ends ------------------------------------------------------------------
 
-    def verified(self, now: float, digests: bytearray | None) -> None:
-        """RAM was read (level `full`: its digest array); otherwise the recorded digests count."""
-        number, self._verifying = self._verifying, 0
-        if self.state is not DestinationState.PREPARING or self._prepare is None:
-            return
-        if number != self._prepare.number:  # what was read was the RAM of a pause that was given up
-            self._check_at_rest(now)
-            return
-        root = self.root if digests is None else self._root_of(digests)
-        self._verify_us = int((now - self._verify_began) * 1e6)
-        if root.to_bytes(16, "big") == self._prepare.root:
-            self.emit(a.RunPrepare(number))
-            return
-        self._found = digests
-        self.send(m.Unequal(number, root.to_bytes(16, "big")))
-        self.emit(a.SendDigests(number, self.digests.array if digests is None else digests))
-
-    def hook_ended(self, now: float, number: int, error: MigrateError | None, seconds: float) -> None:
-        """The on-prepare command of that pause, or (number 0) the on-commit command, has ended."""
-        if number == 0 and self.state is DestinationState.STARTING:
-            self._started(now, error, seconds)
-        elif self.state is DestinationState.PREPARING and number == self._pause:
-            if error is not None:
-                self.send(m.Refused(number, error.message))
-                self.fail(now, error)
-                return
-            self._enter(DestinationState.PREPARED)
-            self.emit(a.Report("prepared", {"root": self.root.to_bytes(16, "big").hex()}))
-            root = self.root.to_bytes(16, "big")
-            self.send(m.Prepared(number, root, self._verify_us, int(seconds * 1e6)))
+    def journalled(self, now: float, step: Step, error: MigrateError | None) -> None:
+        """That step is in the journal, or could not be written."""
+        if self.state is not DestinationState.ENDED:
+            self.pause.journalled(now, step, error)
 
     def failed(self, now: float, error: MigrateError) -> None:
         """The shell met an error of this side."""
         if self.state is DestinationState.STARTING:
-            self._started(now, error, 0.0)
+            self.pause.start_ended(now, error, 0.0)
         else:
             self.fail(now, error)
 
     def cancel(self, now: float, reason: str) -> bool:
         """A person wants to stop. False once the guest is ours: then it cannot be stopped."""
+        if self.state is DestinationState.RUNNING:
+            self._wait_no_longer(now, reason)
         if self.state not in BEFORE_COMMIT:
             return False
         self.fail(now, CancelledMigration(reason))
@@ -310,15 +297,44 @@ class DestinationMachine:
         """End without taking the guest; tells the source why. Later errors are dropped."""
         if self.state not in BEFORE_COMMIT:
             return
-        cancelled = isinstance(error, CancelledMigration)
-        self.outcome = "cancelled" if cancelled else "failed"
+        self.outcome = "cancelled" if isinstance(error, CancelledMigration) else "failed"
         self._error = error
-        if cancelled:
-            self.send(m.Cancel(error.message))
+        wait = self.pause.promised
+        self.pause.void(now, error.message, given_up=self._source_gave_up)
+        if wait and not self._source_gave_up:
+            self.enter(DestinationState.DECLINING)
         else:
-            self.send(m.Failed(error.exit_code, error.message))
-        self._void_pause()
+            self.declined(now)
+
+    def declined(self, now: float) -> None:
+        """Whatever was promised is taken back, on disk: end, and tell the source why."""
+        assert self._error is not None
+        if isinstance(self._error, CancelledMigration):
+            self.send(m.Cancel(self._error.message))
+        else:
+            self.send(m.Failed(self._error.exit_code, self._error.message))
         self.lanes.stop_all("the migration ended")
+        self._finish(now)
+
+    def running(self, now: float) -> None:
+        """The guest runs here: what is left is that the source knows."""
+        self.outcome = "completed"
+        self._running_since = now
+        self.emit(a.Report("running"))
+
+    def start_failed(self, now: float, problem: MigrateError) -> None:
+        """The guest is this side's, but nobody knows whether it runs."""
+        self.outcome = "start-failed"
+        self._error = GuestError(
+            f"the guest was handed over, but could not be started: {problem.message}",
+            side="destination",
+            hint="its RAM here is whole, and the source keeps its guest stopped: mend what failed, then"
+            " `migrate-dst recover` here or `migrate-src recover` there",
+        )
+        self._finish(now)
+
+    def settled(self, now: float) -> None:
+        """The source knows where the guest runs."""
         self._finish(now)
 
     # --- inside -----------------------------------------------------------------------------------
@@ -331,9 +347,11 @@ class DestinationMachine:
                 self._keepalive.ponged(now, message.number)
             case m.Cancel():
                 self.linked = False
+                self._source_gave_up = True
                 self.fail(now, CancelledMigration(f"the source cancelled: {message.reason}", side="source"))
             case m.Failed():
                 self.linked = False
+                self._source_gave_up = True
                 text = f"the source gave up: {message.reason}"
                 self.fail(now, peer_error(message.exit_code, text, "source"))
             case _:
@@ -348,102 +366,30 @@ class DestinationMachine:
             case m.CacheResize():
                 self._cache.requested(message)
             case m.StateBlob():
-                self._take_blob(message)
+                self.pause.take_blob(message)
             case m.Prepare():
-                self._take_prepare(now, message)
+                self.pause.take_prepare(now, message)
             case m.Resumed():
                 self.emit(a.Report("resumed", {"reason": message.reason}))
-                self._take_resumed(message)
+                self.pause.take_resumed(now, message)
             case m.Commit():
-                self._commit(message)
+                self.pause.commit(now, message)
+            case m.Settled():
+                self.pause.settled(now, message)
 
-    def _take_resumed(self, message: m.Resumed) -> None:
-        """Only a source that sends the differing pages again may find the digests of RAM as it is here.
+    def _check_settled(self, now: float) -> None:
+        """The source is to confirm; one that has lost the connection comes back and asks."""
+        if self.linked:
+            if now - self._running_since > self._keepalive.timeout:
+                self._wait_no_longer(now, f"no answer for {self._keepalive.timeout:g} s")
+        elif now - max(self._running_since, self._unlinked_at) >= self._reconnect_timeout:
+            self._wait_no_longer(now, self._unlinked_reason)
 
-        To one that has not heard of them, the lanes' sums would seem wrong at the end of every round.
-        """
-        if message.repair and message.number == self._pause and self._found is not None:
-            self.digests.array[:] = self._found
-            self.lanes.rebase()
-        self._back_to_active()
-
-    def _take_blob(self, message: m.StateBlob) -> None:
-        part = self._parts.setdefault(message.name, bytearray())
-        part += message.data
-        total = sum(map(len, self._parts.values()))
-        if len(part) > m.MAX_BLOB_BYTES or total > m.MAX_STATE_BYTES or len(self._parts) > m.MAX_BLOBS:
-            raise ProtocolError("the source sends more device state than is allowed")
-
-    def _take_prepare(self, now: float, message: m.Prepare) -> None:
-        if message.number <= self._pause:
-            raise ProtocolError("the source prepared a pause that is over")
-        if [(p.epoch, p.sequence) for p in message.positions] != self.lanes.positions:
-            raise ProtocolError("the source prepared other lane positions than were applied")
-        if not self.lanes.all_finished:
-            raise ProtocolError("the source prepared before the final batch of every lane")
-        self.blobs = {}
-        for blob in message.blobs:
-            data = bytes(self._parts.pop(blob.name, b""))
-            if len(data) != blob.length or hashlib.sha256(data).digest() != blob.sha256:
-                raise ProtocolError(f"device state {blob.name!r} was damaged on the way")
-            self.blobs[blob.name] = data
-        if self._parts:
-            raise ProtocolError(f"device state {next(iter(self._parts))!r} was not announced")
-        self._pause = message.number
-        self._prepare = message
-        self._enter(DestinationState.PREPARING)
-        self._check_at_rest(now)
-
-    def _check_at_rest(self, now: float) -> None:
-        """RAM is immutable from here on: every lane thread has ended."""
-        if self.state is not DestinationState.PREPARING or not self.lanes.at_rest or self._prepare is None:
-            return
-        if self._verifying:
-            return
-        self._verifying = self._prepare.number
-        self._verify_began = now
-        self.emit(a.Verify(int.from_bytes(self._prepare.root, "big")))
-
-    def _commit(self, message: m.Commit) -> None:
-        assert self._prepare is not None
-        if (message.migration, message.attempt) != (self.hello.migration, self.hello.attempt):
-            raise ProtocolError("the commit is for another migration or attempt")
-        if message.root != self._prepare.root:
-            raise ProtocolError("the commit names another root than was prepared")
-        self._enter(DestinationState.STARTING)
-        self.emit(a.Report("committed"))
-        self.emit(a.RunCommit())
-
-    def _started(self, now: float, error: MigrateError | None, seconds: float) -> None:
-        if error is None:
-            self.outcome = "completed"
-            self.send(m.Running(int(seconds * 1e6)))
-            self.emit(a.Report("running"))
-        else:
-            self.outcome = "start-failed"
-            self._error = GuestError(
-                f"the guest was handed over, but could not be started: {error.message}",
-                side="destination",
-                hint="its RAM here is whole: look whether it runs; if not, run the on-commit command by hand,"
-                " or resume the guest at the source and never start it here",
-            )
-            self.send(m.StartFailed(error.message))
+    def _wait_no_longer(self, now: float, reason: str) -> None:
+        text = f"the journal stays, since the source did not confirm that the guest runs here: {reason}"
+        hint = "`migrate-src recover` there mends that"
+        self.emit(a.Report("warning", {"message": f"{text}; {hint}"}))
         self._finish(now)
-
-    def _back_to_active(self) -> None:
-        """The pause is void, the rounds go on."""
-        self._void_pause()
-        if self.state in (DestinationState.PREPARING, DestinationState.PREPARED):
-            self._enter(DestinationState.ACTIVE)
-
-    def _void_pause(self) -> None:
-        """Forget what was prepared."""
-        if self.state in (DestinationState.PREPARING, DestinationState.PREPARED):
-            self.emit(a.StopHook())
-        self._prepare = None
-        self._found = None
-        self._parts = {}
-        self.blobs = {}
 
     def _link(self, now: float) -> None:
         self.linked = True
@@ -479,7 +425,8 @@ class DestinationMachine:
             self._resuming = False
             self._accept()
 
-    def _enter(self, state: DestinationState) -> None:
+    def enter(self, state: DestinationState) -> None:
+        """Change the state; only along the table."""
         if state not in TRANSITIONS[self.state]:
             raise AssertionError(f"no way from {self.state.value} to {state.value}")
         self.state = state
@@ -500,6 +447,6 @@ class DestinationMachine:
         self.emit(a.Disconnect())
         done = {"completed": "completed", "cancelled": "cancelled"}
         self._set_status(done.get(self.outcome, "failed"))
-        self._enter(DestinationState.ENDED)
+        self.enter(DestinationState.ENDED)
         self.stats.finish(now)
         self.emit(a.Finish(self._error))

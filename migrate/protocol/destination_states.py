@@ -1,13 +1,14 @@
 """The states of a migration at the destination, what may follow what, and which message belongs where.
 
-    active ──prepare──→ preparing ──prepared sent──→ prepared ──commit──→ starting ──→ ended
-      ↑                     │                            │
-      └─────────────────────┴── resumed, unequal, ───────┘
+    active ──prepare──→ preparing ──journalled──→ prepared ──commit──→ starting ──→ running ──settled──→ ended
+      ↑                     │                        │ │                   └→ ended
+      └─────────────────────┴── resumed, unequal, ───┘ └→ declining ──→ ended
                                 a new attempt
 
 Any state before `starting` ends at a cancel, an error of this side, or when the source does not come back in
-time: the RAM files keep their marks, nothing is ever started. In `starting` the guest is ours: a lost
-connection changes nothing.
+time: the RAM files keep their marks, nothing is ever started. What was promised by `prepared` is taken back
+in the journal first (`declining`). A lost connection leaves `prepared` as it is: the source may have
+committed, and asks. In `starting` and `running` the guest is ours: a lost connection changes nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class DestinationState(Enum):
     ACTIVE = "active"
     PREPARING = "preparing"
     PREPARED = "prepared"
+    DECLINING = "declining"
     STARTING = "starting"
+    RUNNING = "running"
     ENDED = "ended"
 
 
@@ -32,9 +35,11 @@ D = DestinationState
 
 TRANSITIONS: dict[DestinationState, frozenset[DestinationState]] = {
     D.ACTIVE: frozenset({D.PREPARING, D.ENDED}),
-    D.PREPARING: frozenset({D.PREPARED, D.ACTIVE, D.ENDED}),
-    D.PREPARED: frozenset({D.STARTING, D.ACTIVE, D.ENDED}),
-    D.STARTING: frozenset({D.ENDED}),
+    D.PREPARING: frozenset({D.PREPARED, D.ACTIVE, D.DECLINING, D.ENDED}),
+    D.PREPARED: frozenset({D.STARTING, D.ACTIVE, D.DECLINING, D.ENDED}),
+    D.DECLINING: frozenset({D.ENDED}),
+    D.STARTING: frozenset({D.RUNNING, D.ENDED}),
+    D.RUNNING: frozenset({D.ENDED}),
     D.ENDED: frozenset(),
 }
 
@@ -42,7 +47,9 @@ STATUS: dict[DestinationState, str] = {
     D.ACTIVE: "active",
     D.PREPARING: "device",
     D.PREPARED: "device",
+    D.DECLINING: "device",
     D.STARTING: "device",
+    D.RUNNING: "device",
 }
 
 BEFORE_COMMIT = frozenset({D.ACTIVE, D.PREPARING, D.PREPARED})
@@ -53,6 +60,7 @@ EXPECTED: dict[type[Message], frozenset[DestinationState]] = {
     m.StateBlob: frozenset({D.ACTIVE}),
     m.Prepare: frozenset({D.ACTIVE}),
     m.Resumed: BEFORE_COMMIT,
-    m.Commit: frozenset({D.PREPARED}),
+    m.Commit: frozenset({D.PREPARED, D.DECLINING, D.STARTING, D.RUNNING}),
+    m.Settled: frozenset({D.RUNNING}),
 }
 """Where a message may come. Ping, pong, cancel and failed may come always."""

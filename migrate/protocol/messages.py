@@ -17,7 +17,14 @@ state-blob … prepare ───────────────────
                             ←──────────────── prepared | refused | unequal, digests …
 resumed ───────────────────────────────────→  (the pause was given up, precopy goes on)
 commit ────────────────────────────────────→
-                            ←──────────────── running | start-failed
+                            ←──────────────── running | start-failed | verdict: declined
+settled ───────────────────────────────────→  the outcome is in the source's journal
+                            ←──────────────── forgotten: the destination's journal is gone
+
+question ──────────────────────────────────→  instead of a hello, after a break in the handover
+                            ←──────────────── verdict: what the journal says | running | start-failed
+(then commit or settled as above)
+
 ping ⇄ pong, cancel, failed: either side, at any time
 """
 
@@ -319,6 +326,46 @@ class StartFailed(Message):
     """The on-commit command failed; nobody knows whether the guest runs."""
 
     reason: Text
+
+
+@message("question")
+@dataclass(frozen=True)
+class Question(Message):
+    """How far is the handover of that pause? Opens a connection instead of a hello."""
+
+    migration: Id16
+    number: U32
+    root: Sum
+
+
+@message("verdict")
+@dataclass(frozen=True)
+class Verdict(Message):
+    """What the destination's journal says of the pause of that number."""
+
+    number: U32
+    step: Word
+    """`prepared`, `declined` or `starting` (journal_record.Step); `unknown`: there is no journal of it;
+    `busy`: another program has it open, ask again."""
+    reason: Text
+
+
+@message("settled")
+@dataclass(frozen=True)
+class Settled(Message):
+    """The source's journal says where the guest runs: the destination's is not needed any more."""
+
+    migration: Id16
+    runs_there: bool
+    """At the source, that is."""
+
+
+@message("forgotten")
+@dataclass(frozen=True)
+class Forgotten(Message):
+    """The destination's journal of that migration is removed."""
+
+    migration: Id16
 
 
 @message("ping")

@@ -1,8 +1,9 @@
 """The migration machine of the source: rounds, the decision to switch over, and every way to end.
 
 States and their order: source_states.py. Connections and lane resets: source_link.py. The pause, from the
-request to the destination's `running`: source_pause.py. Sans I/O: inputs are the public methods (each with
-the time), outputs are the actions that `take_actions` returns; the shell carries them out in order.
+request to the wish to commit: source_pause.py. The journal, and the handover from there on:
+source_commit.py. Sans I/O: inputs are the public methods (each with the time), outputs are the actions that
+`take_actions` returns; the shell carries them out in order.
 """
 
 from __future__ import annotations
@@ -16,17 +17,28 @@ from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.batch import CODECS
 from migrate.protocol.handshake import lane_cache_bytes
+from migrate.protocol.journal_record import Step
 from migrate.protocol.lane_link import LaneLink
 from migrate.protocol.lane_source import SentBatch, SourceLane
 from migrate.protocol.parameters import CACHE_SIZE, with_parameters
 from migrate.protocol.peer_errors import peer_error
 from migrate.protocol.schema import Message
 from migrate.protocol.source_cache import Caches, SourceCache
+from migrate.protocol.source_commit import CommitSequence
 from migrate.protocol.source_ending import SourceEnding
 from migrate.protocol.source_link import ControlState, SourceLink, rejected
 from migrate.protocol.source_pause import PauseSequence
 from migrate.protocol.source_rounds import HarvestResult, SourceRounds
-from migrate.protocol.source_states import EXPECTED, LIVE, NUMBERED, PAUSED, STATUS, TRANSITIONS, SourceState
+from migrate.protocol.source_states import (
+    DECIDED,
+    EXPECTED,
+    LIVE,
+    NUMBERED,
+    PAUSED,
+    STATUS,
+    TRANSITIONS,
+    SourceState,
+)
 from migrate.protocol.stats import MigrationStats
 from migrate.ram.digests import DigestTable
 from migrate.ram.image import RamImage
@@ -57,6 +69,7 @@ class SourceMachine:
         )
         self.rounds = SourceRounds(self, image.layout.total_pages, hello.page_size, live)
         self.pause = PauseSequence(self)
+        self.commit = CommitSequence(self)
         self.ending = SourceEnding(self)
         self._cache = SourceCache(self)
 
@@ -98,7 +111,9 @@ class SourceMachine:
 
     def connected(self, now: float) -> None:
         """The control connection is open."""
-        if self.state not in (SourceState.ENDING, SourceState.ENDED):
+        if self.state is SourceState.COMMITTING:
+            self.commit.connected(now)
+        elif self.state not in (*DECIDED, SourceState.ENDING, SourceState.ENDED):
             self.link.greet(now)
 
     def connection_lost(self, now: float, reason: str) -> None:
@@ -110,8 +125,8 @@ class SourceMachine:
             message = f"cannot talk to the destination at {to}: {reason}"
             hint = f"is --to right? does migrate-dst run there, with --listen HOST:{to.port}?"
             self.ending.fail(now, NetworkError(message, side="destination", hint=hint))
-        elif self.state is SourceState.COMMITTING:
-            self.ending.undecided(now, reason)
+        elif self.state in DECIDED:
+            self.commit.lost(now, reason)
         elif self.state in LIVE:
             self.rounds.meter.idle(now)
             try:
@@ -145,6 +160,8 @@ class SourceMachine:
                 if self.link.control is not ControlState.GREETING:
                     raise ProtocolError("a reject came that answers no hello")
                 self.ending.fail(now, rejected(message))
+            case m.Failed() | m.Cancel() if self.state in DECIDED:
+                self.commit.lost(now, f"the destination ended: {message.reason}")
             case m.Failed():
                 text = f"the destination failed: {message.reason}"
                 error = peer_error(message.exit_code, text, "destination")
@@ -173,6 +190,8 @@ class SourceMachine:
                     text = f"a lane broke during the pause: {message.reason}"
                     self.pause.abandon(now, NetworkError(text))
                 self._advance(now)
+            case m.Running() | m.StartFailed() | m.Verdict() | m.Forgotten():
+                self.commit.message(now, message)
             case _:
                 self.pause.message(now, message)
 
@@ -210,6 +229,10 @@ class SourceMachine:
         else:
             self.ending.fail(now, error)
 
+    def journalled(self, now: float, step: Step, error: MigrateError | None) -> None:
+        """That step is in the journal, or could not be written."""
+        self.commit.journalled(now, step, error)
+
     # --- inputs: tracking and time ----------------------------------------------------------------
 
     def tracking(self, now: float, first: HarvestResult) -> None:
@@ -238,7 +261,7 @@ class SourceMachine:
 
     def cancel(self, now: float, reason: str) -> bool:
         """A person wants to stop. False once the commit may have left: then it cannot be stopped."""
-        if self.state in (SourceState.COMMITTING, SourceState.REREADING, SourceState.ENDED):
+        if self.state in (*DECIDED, SourceState.ENDED):
             return False
         self.ending.fail(now, CancelledMigration(reason))
         return True
@@ -283,8 +306,10 @@ class SourceMachine:
         self.rounds.check_overdue(now)
         self.rounds.check_timeout(now)
         self.rounds.check_wanted(now)
-        if self.state in PAUSED or self.state is SourceState.COMMITTING:
+        if self.state in PAUSED:
             self.pause.tick(now)
+        elif self.state in DECIDED:
+            self.commit.tick(now)
 
     # --- setting up, lanes ----------------------------------------------------------------------
 
@@ -328,6 +353,8 @@ class SourceMachine:
 
     def _advance(self, now: float) -> None:
         """Reset and open lanes where it is time; a lane that never gets anywhere ends the migration."""
+        if self.state in DECIDED:
+            return
         if not self.link.in_flight_bytes:
             self.rounds.meter.idle(now)
         try:
@@ -366,7 +393,10 @@ class SourceMachine:
 
     def resumed(self, now: float) -> None:
         """The guest runs at the source again."""
+        if self.state is SourceState.ENDED:
+            return
         self.ending.resumed()
+        self.commit.resumed(now)
         self.stats.pause_given_up(now)
         if self.state is SourceState.RESUMING:
             self.emit(a.SetRate(self.config.max_bandwidth))

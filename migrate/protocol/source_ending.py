@@ -1,6 +1,7 @@
 """How a migration ends at the source, and where the guest is then.
 
 failed, cancelled   before `committing`; a guest that was paused is resumed first, the peer is told why
+failed              also after `committing`, if the destination has declined: the guest was taken back
 undecided           from `committing` on without an answer: the guest stays paused
 completed           the destination runs it; trouble found afterwards is told, and changes nothing
 checked             a pre-flight
@@ -10,10 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from migrate.errors import CancelledMigration, MigrateError, UndecidedError
+from migrate.errors import CancelledMigration, MigrateError, NetworkError, UndecidedError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
-from migrate.protocol.source_states import PAUSED, SourceState
+from migrate.protocol.source_states import DECIDED, PAUSED, SourceState
 
 if TYPE_CHECKING:
     from migrate.protocol.source import SourceMachine
@@ -31,6 +32,10 @@ class SourceEnding:
         """The guest was asked to run again, and has not answered yet."""
         self._error: MigrateError | None = None
         self._handed_over = False
+        self._settled = False
+        """Both journals are gone, or ours stays for `recover`."""
+        self._let_go = False
+        """RAM was read once more, and the guest here ended or kept."""
         self._resume_problem: MigrateError | None = None
 
     @property
@@ -52,7 +57,7 @@ class SourceEnding:
         if machine.state is SourceState.COMMITTING:
             self.undecided(now, error.message)
             return
-        if machine.state in (SourceState.REREADING, SourceState.ENDING, SourceState.ENDED):
+        if machine.state in (*DECIDED, SourceState.ENDING, SourceState.ENDED):
             return
         self._error = error
         cancelled = isinstance(error, CancelledMigration)
@@ -65,15 +70,10 @@ class SourceEnding:
         machine.enter(SourceState.ENDING)
         machine.set_status("cancelling" if cancelled else "failed")
         if paused:
-            self.begin_resume()
+            machine.commit.release(now)
         machine.emit(a.Disconnect())
         machine.link.stop()
         self.check(now)
-
-    def begin_resume(self) -> None:
-        """Ask for the guest to run again; `resumed` or `resume_failed` follows."""
-        self.resume_pending = True
-        self._machine.emit(a.ResumeGuest())
 
     def resumed(self) -> None:
         """The guest runs again."""
@@ -83,6 +83,9 @@ class SourceEnding:
         """The guest could not be resumed: nothing is worth more than saying so."""
         self.resume_pending = False
         self._resume_problem = error
+        if self._machine.state is SourceState.TAKING_BACK:
+            self._error = error
+            self._finish(now)
         self.fail(now, error)
         self.check(now)
 
@@ -91,11 +94,32 @@ class SourceEnding:
         self._handed_over = True
         self._machine.enter(SourceState.REREADING)
 
+    def taking_back(self, reason: str) -> None:
+        """The destination has declined, and the journal here says that the guest is ours again."""
+        self._machine.enter(SourceState.TAKING_BACK)
+        self._error = NetworkError(
+            f"the guest was taken back: the destination had declined it before the commit came ({reason})",
+            side="destination",
+            hint="look at what migrate-dst says there, then start the migration again",
+        )
+
+    def settled(self, now: float) -> None:
+        """Both sides know the outcome, and that the other one knows."""
+        self._settled = True
+        self._check_over(now)
+
+    def unsettled(self, now: float, reason: str) -> None:
+        """The outcome is decided, but the destination may not know that this side knows."""
+        if not self._settled and self._machine.state in DECIDED:
+            text = f"the journal stays, since the destination did not confirm the outcome: {reason};"
+            self._machine.emit(a.Report("warning", {"message": f"{text} `migrate-src recover` mends that"}))
+            self.settled(now)
+
     def undecided(self, now: float, reason: str) -> None:
-        """The commit may have arrived: nobody resumes the guest but a person."""
+        """The commit may have arrived: nobody resumes the guest but `recover`, or a person."""
         self.outcome = "undecided"
         self._error = UndecidedError(
-            f"the commit was sent, but whether the guest runs there is not known: {reason}",
+            f"the guest was handed over, but whether it runs there is not known: {reason}",
             side="destination",
             guest=self.guest_place,
             hint=self._how_to_decide(),
@@ -106,7 +130,8 @@ class SourceEnding:
         """The guest is the destination's; `error` tells of a trouble that does not change that."""
         self.outcome = "completed"
         self._error = error
-        self._finish(now)
+        self._let_go = True
+        self._check_over(now)
 
     def checked(self, now: float) -> None:
         """The pre-flight is over."""
@@ -118,6 +143,15 @@ class SourceEnding:
         """Finish an end that waits for lanes and the guest, once they are at rest."""
         machine = self._machine
         if machine.state is SourceState.ENDING and machine.link.at_rest and not self.resume_pending:
+            self._finish(now)
+        self._check_over(now)
+
+    def _check_over(self, now: float) -> None:
+        """After the decision: finish once nothing is under way any more."""
+        machine = self._machine
+        reread = machine.state is SourceState.REREADING and self._let_go
+        back = machine.state is SourceState.TAKING_BACK and not self.resume_pending
+        if self._settled and (reread or back):
             self._finish(now)
 
     def _finish(self, now: float) -> None:
@@ -138,13 +172,13 @@ class SourceEnding:
 
     def _how_to_decide(self) -> str:
         config = self._machine.config
+        where = f" --state-dir {config.state_dir}" if config.state_dir is not None else ""
         resume = f"kill -CONT {config.guest_pid}" if config.guest_pid else config.resume_cmd
         if config.guest_qmp:
             resume = "`cont` in the monitor of the QEMU here"
-        there = "look at migrate-dst's last lines and at the guest there"
-        if resume is None:
-            return f"{there}; if it says that the guest was not started, the source's copy is the guest"
+        by_hand = "" if resume is None else f" (what resumes it: {resume})"
         return (
-            f"{there}; if the guest runs there, end the stopped one here;"
-            f" only if it surely does not run there, and never will: {resume}"
+            f"with a migrate-dst there that listens and has the same --state-dir: migrate-src recover{where};"
+            f" it asks, and finishes or takes back; never resume the guest here by hand unless it surely does"
+            f" not run there and never will{by_hand}"
         )

@@ -150,13 +150,29 @@ class SourceLink:
         """
         if self.control is ControlState.DOWN:
             return
+        for link in self.lanes:
+            self._break(link, reason)
+        self.hello = replace(self.hello, attempt=self.hello.attempt + 1, resume=self.agreed is not None)
+        self._connect_again(now, reason)
+
+    def reopen(self, now: float, reason: str) -> None:
+        """The control connection is gone in the handover: another one for questions, without hello and lanes.
+
+        Raises:
+            NetworkError: the destination did not come back in time.
+        """
+        self._connect_again(now, reason)
+
+    def reopened(self, now: float) -> None:
+        """That connection is open. The time allowed runs on until it has brought a decision."""
+        self.control = ControlState.UP
+        self.keepalive.start(now)
+
+    def _connect_again(self, now: float, reason: str) -> None:
         if self._lost_at is None:
             self._lost_at = now
             self._lost_reason = reason
-        for link in self.lanes:
-            self._break(link, reason)
         self.control = ControlState.CONNECTING
-        self.hello = replace(self.hello, attempt=self.hello.attempt + 1, resume=self.agreed is not None)
         if now - self._lost_at + self._delay > self._reconnect_timeout:
             self.control = ControlState.DOWN
             raise NetworkError(

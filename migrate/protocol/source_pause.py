@@ -1,13 +1,13 @@
 """The pause at the source: from the request to stop the guest to the destination's `running`.
 
-    pausing ──paused──→ last-harvest ──→ last-round ──all finals acknowledged, state collected──→ preparing
+    pausing ──journalled, paused──→ last-harvest ──→ last-round
+       every final batch acknowledged, state collected ──→ preparing
        prepare, and at once a second look at our own RAM ──prepared, nothing changed──→ a last look at the
        guest's threads ──they stand──→ committing
-       commit ──running──→ rereading ──→ ended
+       (source_commit.py) ──running──→ rereading ──→ ended
 
 Every failure up to and including `preparing` abandons the pause: the guest runs again, all lanes are reset,
-precopy goes on. What the destination did for this pause is void; its answers carry the pause's number. From
-the first byte of `commit` the source does not resume (design 4, Handover).
+precopy goes on. What the destination did for this pause is void; its answers carry the pause's number.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DEADLINE_FACTOR = 10
 SHORTEST_DEADLINE = 10.0
 """A pause lasts at most DEADLINE_FACTOR × downtime-limit, but at least this long: hooks take their time."""
 LONGEST_ANSWER = 300.0
-"""Seconds for the answers to prepare and commit, also in a pause without deadline: a bound on every wait."""
+"""Seconds for the answers to prepare and to commit, also in a pause without deadline, hooks included."""
 
 
 class PauseSequence:
@@ -68,14 +68,11 @@ class PauseSequence:
         machine.stats.pause_started(now)
         self._phase_began = now
         machine.emit(a.Report("pausing", {"reason": reason}))
-        machine.emit(a.PauseGuest())
+        machine.commit.pause(now)
 
     def tick(self, now: float) -> None:
         """Give up a pause that lasts too long."""
-        if self._machine.state is SourceState.COMMITTING:
-            if now - self._phase_began > LONGEST_ANSWER:
-                self._machine.ending.undecided(now, f"it is silent about it for {LONGEST_ANSWER:g} s")
-        elif self._machine.state is SourceState.PREPARING and now - self._phase_began > LONGEST_ANSWER:
+        if self._machine.state is SourceState.PREPARING and now - self._phase_began > LONGEST_ANSWER:
             text = f"the destination did not answer to prepare for {LONGEST_ANSWER:g} s"
             self._machine.ending.fail(now, NetworkError(text, side="destination"))
         elif self._deadline is not None and now > self._deadline:
@@ -181,7 +178,7 @@ class PauseSequence:
             self._check_prepared(now)
 
     def message(self, now: float, message: Message) -> None:
-        """The destination's answers to prepare and commit. Raises ProtocolError."""
+        """The destination's answers to prepare. Raises ProtocolError."""
         if isinstance(message, NUMBERED) and message.number != self.number:
             raise ProtocolError("the destination answers a pause that never was")
         match message:
@@ -203,10 +200,6 @@ class PauseSequence:
                 self._unequal = bytearray()
             case m.Digests():
                 self._take_digests(now, message)
-            case m.Running():
-                self._running(now, message)
-            case m.StartFailed():
-                self._machine.ending.undecided(now, f"its on-commit command failed: {message.reason}")
             case _:
                 raise ProtocolError(f"the source has no use for {message.TYPE}")
 
@@ -225,20 +218,18 @@ class PauseSequence:
         self._phase(now, "verify", less=command)
         machine.emit(a.Report("prepared", {"root": machine.root.to_bytes(16, "big").hex()}))
         machine.enter(SourceState.COMMITTING)
-        machine.emit(a.Report("committed"))
-        hello = machine.link.hello
-        machine.link.send(m.Commit(hello.migration, hello.attempt, machine.root.to_bytes(16, "big")))
+        machine.commit.commit(now)
 
-    def _running(self, now: float, message: m.Running) -> None:
+    def running(self, now: float, command_us: int) -> None:
+        """The guest runs at the destination, whose command took that long."""
         machine = self._machine
-        command = message.command_us / 1e6
+        command = command_us / 1e6
         machine.stats.downtime_part("commands", command)
         self._phase(now, "journals", less=command)
         machine.stats.guest_running(now)
         machine.ending.handed_over()
         downtime = machine.stats.downtime_seconds(now) or 0.0
         machine.emit(a.Report("running", {"downtime": round(downtime, 6)}))
-        machine.emit(a.Reread())
 
     def reread(self, now: float, problem: MigrateError | None) -> None:
         """RAM was read once more before letting go of it."""
@@ -259,7 +250,7 @@ class PauseSequence:
         machine.stats.expect_end(now, None)
         machine.emit(a.Report("resumed", {"reason": error.message}))
         machine.link.send(m.Resumed(self.number, repair, error.message))
-        machine.ending.begin_resume()
+        machine.commit.release(now)
         for link in machine.link.lanes:
             machine.link.break_lane(link, "the pause was given up")
 

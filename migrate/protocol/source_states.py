@@ -8,11 +8,12 @@
                              └───────┴────────────┴────────────┴───────────┘│
                                                                             ↓
                                               ended ← rereading ← committing            the destination's, or
+                                                  ended ← taking-back ┤                 declined by it, or
                                                                       └→ ended          undecided
     every state before committing → ending (the guest is resumed first) → ended
 
 Two rules of this file: a guest that was paused is resumed on every way that does not go through
-`committing`; and from `committing` on nothing resumes it.
+`committing`; and from `committing` on nothing resumes it but a destination that has declined (taking-back).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class SourceState(Enum):
     PREPARING = "preparing"
     COMMITTING = "committing"
     REREADING = "rereading"
+    TAKING_BACK = "taking-back"
     RESUMING = "resuming"
     ENDING = "ending"
     ENDED = "ended"
@@ -60,8 +62,9 @@ TRANSITIONS: dict[SourceState, frozenset[SourceState]] = {
     S.LAST_HARVEST: frozenset({S.LAST_ROUND, S.RESUMING, S.ENDING}),
     S.LAST_ROUND: frozenset({S.PREPARING, S.RESUMING, S.ENDING}),
     S.PREPARING: frozenset({S.COMMITTING, S.RESUMING, S.ENDING}),
-    S.COMMITTING: frozenset({S.REREADING, S.ENDED}),
+    S.COMMITTING: frozenset({S.REREADING, S.TAKING_BACK, S.ENDED}),
     S.REREADING: frozenset({S.ENDED}),
+    S.TAKING_BACK: frozenset({S.ENDED}),
     S.RESUMING: frozenset({S.SENDING, S.ENDING}),
     S.ENDING: frozenset({S.ENDED}),
     S.ENDED: frozenset(),
@@ -80,11 +83,15 @@ STATUS: dict[SourceState, str] = {
     S.PREPARING: "device",
     S.COMMITTING: "device",
     S.REREADING: "device",
+    S.TAKING_BACK: "device",
 }
 """QEMU's status names; `ending` and `ended` show the outcome (failed, cancelling, cancelled, completed)."""
 
+DECIDED = frozenset({S.COMMITTING, S.REREADING, S.TAKING_BACK})
+"""`committed` is in the journal, or may be: questions and their answers are about the outcome alone."""
+
 EXPECTED: dict[type[Message], frozenset[SourceState]] = {
-    m.Ack: LIVE | {S.COMMITTING, S.REREADING},
+    m.Ack: LIVE | DECIDED,
     m.LaneReset: LIVE,
     m.CacheAgreed: LIVE | {S.COMMITTING, S.REREADING},
     m.CacheRefused: LIVE | {S.COMMITTING, S.REREADING},
@@ -92,8 +99,10 @@ EXPECTED: dict[type[Message], frozenset[SourceState]] = {
     m.Refused: frozenset({S.PREPARING}),
     m.Unequal: frozenset({S.PREPARING}),
     m.Digests: frozenset({S.PREPARING}),
-    m.Running: frozenset({S.COMMITTING}),
-    m.StartFailed: frozenset({S.COMMITTING}),
+    m.Running: DECIDED,
+    m.StartFailed: DECIDED,
+    m.Verdict: LIVE | DECIDED,
+    m.Forgotten: DECIDED,
 }
 """Where a message may come. Ping, pong, cancel and failed may come always; accept and reject answer a
 hello."""

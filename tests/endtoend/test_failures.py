@@ -98,7 +98,7 @@ def test_commit_hook_fails(lab: Lab) -> None:
 def test_destination_dies_while_it_starts_the_guest(lab: Lab) -> None:
     guest = lab.start_guest("--rate=100")
     destination = lab.start_destination("--once", "--on-commit=kill -9 $PPID", resume=False)
-    source = lab.start_source(port_of(destination), guest)
+    source = lab.start_source(port_of(destination), guest, "--reconnect-timeout=0.5")
     assert source.wait() == 10, source.story()
     assert lab.is_stopped(guest)
     assert destination.wait() == -9

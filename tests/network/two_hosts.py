@@ -70,6 +70,7 @@ class TwoHosts(Lab):
             f"--to={bracketed(address)}:4444",
             f"--ram=pc.ram={self.source_ram['pc.ram']}",
             f"--guest-pid={guest.pid}",
+            f"--state-dir={self.source_state}",
             *options,
         )
 

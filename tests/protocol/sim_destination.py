@@ -13,12 +13,13 @@ from sim_lanes import Receiver
 from sim_network import Connection
 
 from migrate import kernel
-from migrate.errors import GuestError, MigrateError, ProtocolError
+from migrate.errors import GuestError, JournalError, MigrateError, ProtocolError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.destination import DestinationMachine
 from migrate.protocol.destination_states import DestinationState
 from migrate.protocol.handshake import Offer, negotiate
+from migrate.protocol.journal_record import Step
 from migrate.protocol.schema import Message
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ _Step = Callable[[], None]
 class WatchedDestination(DestinationMachine):
     """Remembers the transitions."""
 
-    def _enter(self, state: DestinationState) -> None:
+    def enter(self, state: DestinationState) -> None:
         SEEN.add((self.state, state))
-        super()._enter(state)
+        super().enter(state)
 
 
 class DestinationShell:
@@ -52,6 +53,7 @@ class DestinationShell:
         self._readers: dict[Connection, m.FrameReader] = {}
         self._lanes: dict[tuple[int, int], Connection] = {}
         self._receivers: dict[int, Receiver] = {}
+        self._write_ends = 0.0
         self._hook = 0
         """Counts hooks: one that was stopped does not answer."""
 
@@ -164,6 +166,8 @@ class DestinationShell:
             self.input(self.made.message, message)
         elif connection in self._readers and isinstance(message, m.Hello):
             self._hello_came(connection, message)
+        elif connection in self._readers and isinstance(message, m.Question):
+            self._question_came(connection, message)
 
     def _hello_came(self, connection: Connection, hello: m.Hello) -> None:
         """As the daemon does: begin, resume, or say why not."""
@@ -181,6 +185,35 @@ class DestinationShell:
             with suppress(ConnectionError):
                 connection.write("destination", m.encode_frame(reject))
             self._hang_up(connection)
+
+    def _question_came(self, connection: Connection, question: m.Question) -> None:
+        """As the daemon does while the migration is under way, or from the journal that it left."""
+        if self.finished or self.machine is None:
+            self._answer_from_journal(connection, question)
+            return
+        verdict = self.made.asked(self.world.now, question)
+        if verdict is None:
+            self._take_control(connection)
+            self.perform()
+        else:
+            self._say(connection, verdict)
+            self._hang_up(connection)
+
+    def _answer_from_journal(self, connection: Connection, question: m.Question) -> None:
+        """What a source may still hear of a daemon that has ended; the model has the whole of it."""
+        step = self.made.pause.journal_step if self.machine is not None else None
+        if step is None or not self.made.pause.journal_needed or "destination" in self.world.removed:
+            self._say(connection, m.Verdict(question.number, "unknown", "no journal"))
+        elif step is Step.RUNNING:
+            self._say(connection, m.Running(0))
+        elif step is Step.STARTING:
+            self._say(connection, m.StartFailed("the on-commit command failed"))
+        else:
+            self._say(connection, m.Verdict(question.number, step.value, "it ended"))
+
+    def _say(self, connection: Connection, message: Message) -> None:
+        with suppress(ConnectionError):
+            connection.write("destination", m.encode_frame(message))
 
     def _begin(self, connection: Connection, hello: m.Hello) -> m.Reject | None:
         offer = Offer({block.name: None for block in hello.blocks}, 1 << 30, self.world.scenario.cache_limit)
@@ -257,10 +290,22 @@ class DestinationShell:
             case a.RunCommit():
                 world.hand_over()
                 self._wait_for(world.scenario.commit_seconds, partial(self._committed, world.now))
+            case a.WriteJournal():
+                world.journals.append(("destination", action.step))
+                self._queue_write(action.step)
+            case a.RemoveJournal():
+                world.removed.add("destination")
             case a.SendDigests():
                 self._send_digests(action.number, action.digests)
             case _:
                 raise AssertionError(f"no way to do {action}")
+
+    def _queue_write(self, step: Step) -> None:
+        """One at a time, in order."""
+        error = JournalError("no space") if self.world.fails(step.value) else None
+        self._write_ends = max(self._write_ends, self.world.now) + self.world.delay() / 4
+        wait = self._write_ends - self.world.now
+        self.world.after(wait, partial(self.input, self.made.journalled, step, error))
 
     def _wait_for(self, seconds: float, work: _Step) -> None:
         self.world.after(self.world.delay() + seconds, work)
@@ -288,13 +333,15 @@ class DestinationShell:
         digests: bytearray | None = None
         if self.made.agreement.verify == "full":
             digests = digests_now(self.world.open_destination(), self.made.keys)
-        self._wait_for(self.world.scenario.verify_seconds, partial(self.input, self.made.verified, digests))
+        self._wait_for(
+            self.world.scenario.verify_seconds, partial(self.input, self.made.pause.verified, digests)
+        )
 
     def _prepared(self, number: int, hook: int, began: float) -> None:
         if hook != self._hook:
             return
         error = GuestError("the on-prepare command failed") if self.world.fails("prepare") else None
-        self.input(self.made.hook_ended, number, error, self.world.now - began)
+        self.input(self.made.pause.prepare_ended, number, error, self.world.now - began)
 
     def _committed(self, began: float) -> None:
         error: MigrateError | None = None
@@ -302,7 +349,7 @@ class DestinationShell:
             error = GuestError("the on-commit command failed")
         else:
             self.world.guest.start_there()
-        self.input(self.made.hook_ended, 0, error, self.world.now - began)
+        self.input(self.made.pause.start_ended, error, self.world.now - began)
 
     def _send_digests(self, number: int, array: bytearray) -> None:
         for at in range(0, len(array), m.CHUNK_BYTES):

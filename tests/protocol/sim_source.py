@@ -13,9 +13,10 @@ from sim_lanes import Sender
 from sim_network import Connection
 
 from migrate import kernel
-from migrate.errors import GuestError, MigrateError, VerifyError
+from migrate.errors import GuestError, JournalError, MigrateError, VerifyError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
+from migrate.protocol.journal_record import Step
 from migrate.protocol.schema import Message
 from migrate.protocol.source import SourceMachine
 from migrate.protocol.source_rounds import HarvestResult
@@ -188,6 +189,11 @@ class SourceShell:
                 self._queue_guest(self._pause, world.scenario.pause_seconds)
             case a.ResumeGuest():
                 self._queue_guest(self._resume, world.scenario.resume_seconds)
+            case a.WriteJournal():
+                world.journals.append(("source", action.step))
+                self._queue_guest(partial(self._write_journal, action.step), 0.0)
+            case a.RemoveJournal():
+                world.removed.add("source")
             case a.CollectState():
                 state = world.device_state()
                 seconds = world.delay() + world.scenario.state_seconds
@@ -283,6 +289,10 @@ class SourceShell:
         work()
         self._next_guest_work()
 
+    def _write_journal(self, step: Step) -> None:
+        error = JournalError("no space") if self.world.fails(step.value) else None
+        self.input(self.machine.journalled, step, error)
+
     def _pause(self) -> None:
         if self.world.fails("pause"):
             self.input(self.machine.pause.pause_failed, GuestError("the guest did not stop"))
@@ -291,7 +301,12 @@ class SourceShell:
         self.input(self.machine.pause.paused)
 
     def _resume(self) -> None:
-        assert not self.world.commit_sent, "the guest is resumed after the commit may have left"
+        if self.world.commit_sent:
+            assert self.machine.commit.journal_step is Step.TAKEN_BACK, (
+                "resumed after the commit may have left"
+            )
+            assert ("destination", Step.DECLINED) in self.world.journals
+            assert not self.world.handed_over, "taken back from a destination that starts it"
         guest = self.world.guest
         if guest.dead or (not guest.runs_here and self.world.fails("resume")):
             self.input(self.machine.resume_failed, GuestError("the guest did not continue"))

@@ -63,12 +63,23 @@ def world_until(
 
 @contextmanager
 def source_in(directory: Path, state: SourceState, seed: int) -> Iterator[World]:
-    """A world whose source stands in that state."""
+    """A world whose source stands in that state; if it is committing, the commit was sent."""
     if state in (SourceState.ENDING, SourceState.ENDED):
         with world_until(directory, source_is(SourceState.LAST_ROUND), seed) as world:
             world.source.machine.cancel(world.now, "for the test")
             world.source.perform()
             while world.source.machine.state is not state:
+                world.step()
+            yield world
+    elif state is SourceState.COMMITTING:
+        with world_until(directory, lambda world: world.commit_sent, seed) as world:
+            yield world
+    elif state is SourceState.TAKING_BACK:
+        reached = source_is(SourceState.COMMITTING)
+        with world_until(directory, reached, seed) as world:
+            world.destination.made.cancel(world.now, "before the commit comes")
+            world.destination.perform()
+            while not source_is(state)(world):
                 world.step()
             yield world
     else:
@@ -80,6 +91,11 @@ def source_in(directory: Path, state: SourceState, seed: int) -> Iterator[World]
 @contextmanager
 def destination_in(directory: Path, state: DestinationState, seed: int) -> Iterator[World]:
     """A world whose destination stands in that state; if it is active, in the middle of the rounds."""
+    if state is DestinationState.DECLINING:
+        with destination_in(directory, DestinationState.PREPARED, seed) as world:
+            world.destination.made.cancel(world.now, "for the test")
+            yield world
+        return
     if state is DestinationState.ACTIVE:
         with world_until(directory, source_is(SourceState.HARVESTING), seed) as world:
             yield world

@@ -29,6 +29,7 @@ from migrate.errors import MigrateError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.destination_states import DestinationState
+from migrate.protocol.journal_record import Step
 from migrate.protocol.schema import Message
 from migrate.protocol.source_states import SourceState
 from migrate.ram.image import RamImage
@@ -116,6 +117,10 @@ class World:
         self.commit_sent = False
         self.handed_over = False
         self.actions: list[tuple[str, a.Action]] = []
+        self.journals: list[tuple[str, Step]] = []
+        """(side, step) in the order in which they were to be written."""
+        self.removed: set[str] = set()
+        """Sides whose journal is gone."""
         self.messages: list[tuple[str, Message]] = []
         """(side that received it, message)."""
         self.on_step = on_step
@@ -241,7 +246,9 @@ class World:
         assert not self.guest.runs_here, "the guest runs at the source when it is handed over"
         if not self.guest.ignores_pause:  # else somebody may write after the last look at RAM
             assert self.there.read() == self.here.read(), "RAM differs at the commit"
-        assert list(self.destination.made.blobs.items()) == self.device_state(), "state of another pause"
+        assert list(self.destination.made.pause.blobs.items()) == self.device_state(), (
+            "state of another pause"
+        )
         self.handed_over = True
         self.open_destination().unmark()
 
@@ -325,7 +332,9 @@ class World:
         assert self.now < 1000 + MOST_SECONDS, f"no end: {self.story()}"
         assert self.steps < MOST_STEPS, f"no end: {self.story()}"
         assert not (guest.runs_here and guest.runs_there), "two owners"
-        assert not (guest.runs_here and self.commit_sent), "the guest runs at the source after the commit"
+        taken_back = machine.commit.journal_step in (Step.TAKEN_BACK, Step.RESUMED)
+        if self.commit_sent and not taken_back:
+            assert not guest.runs_here, "the guest runs at the source after the commit"
         self._check_progress()
         finished = machine.state is SourceState.ENDED
         assert self.source.finished == finished, "the source's machine ended without saying so"
@@ -355,11 +364,12 @@ class World:
             assert guest.runs_there and not guest.runs_here, self.story()
             assert place == "the guest runs at the destination"
         elif machine.outcome == "undecided":
-            assert self.commit_sent and not guest.runs_here, self.story()
+            assert ("source", Step.COMMITTED) in self.journals and not guest.runs_here, self.story()
             assert error is not None and error.exit_code == 10
             assert "stopped at the source" in place and "may run at the destination" in place
         else:
-            assert not self.commit_sent and not guest.runs_there, self.story()
+            taken_back = machine.commit.journal_step in (Step.TAKEN_BACK, Step.RESUMED)
+            assert not guest.runs_there and (taken_back or not self.commit_sent), self.story()
             assert error is not None, self.story()
             if guest.runs_here:
                 assert place == "the guest runs at the source as before", self.story()

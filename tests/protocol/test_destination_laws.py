@@ -13,11 +13,12 @@ from protocol_support import MIGRATION, SECRET
 from sim_states import destination_in
 from simulation import World
 
-from migrate.errors import GuestError, ProtocolError, RamError
+from migrate.errors import GuestError, JournalError, ProtocolError, RamError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.batch import Kind
 from migrate.protocol.destination_states import DestinationState
+from migrate.protocol.journal_record import Step
 from migrate.protocol.lane_destination import AppliedBatch
 from migrate.protocol.schema import Message
 
@@ -32,9 +33,19 @@ def _destination_inputs(world: World) -> dict[str, Callable[[float], object]]:
     applied = AppliedBatch(Kind.ROUND_END, lane.epoch, lane.sequence, 1, 2, 100, 40, None)
     again = replace(machine.hello, attempt=machine.hello.attempt + 1, resume=True)
     opening = m.LaneOpen(MIGRATION, machine.hello.attempt, 0, lane.epoch + 1, SECRET)
-    pause = machine._pause
+    pause = machine.pause.number
     digests = bytearray(machine.digests.array)
-    return {
+    inputs: dict[str, Callable[[float], object]] = {}
+    if machine.pause._handover._writing:
+        step = machine.pause._handover._writing[0]
+        inputs = {
+            "journalled": lambda now: machine.journalled(now, step, None),
+            "not journalled": lambda now: machine.journalled(now, step, JournalError("no space")),
+        }
+    question = m.Question(MIGRATION, machine.pause.number, machine.pause._root)
+    return inputs | {
+        "question": lambda now: machine.asked(now, question),
+        "question of another pause": lambda now: machine.asked(now, replace(question, root=bytes(16))),
         "resume": lambda now: machine.resume(now, again),
         "resume old attempt": lambda now: machine.resume(now, replace(again, attempt=1)),
         "resume without saying so": lambda now: machine.resume(now, replace(again, resume=False)),
@@ -53,14 +64,14 @@ def _destination_inputs(world: World) -> dict[str, Callable[[float], object]]:
         "lane cut": lambda now: machine.lane_failed(now, 0, ConnectionResetError("cut")),
         "disk full": lambda now: machine.lane_failed(now, 0, RamError("no space")),
         "lane stopped": lambda now: machine.lane_stopped(now, 0),
-        "verified": lambda now: machine.verified(now, None),
-        "verified by reading": lambda now: machine.verified(now, digests),
-        "verified as unequal": lambda now: machine.verified(now, bytearray(len(digests))),
-        "prepare ended": lambda now: machine.hook_ended(now, pause, None, 0.1),
-        "prepare failed": lambda now: machine.hook_ended(now, pause, ERROR, 0.1),
-        "old prepare failed": lambda now: machine.hook_ended(now, pause + 1, ERROR, 0.1),
-        "commit ended": lambda now: machine.hook_ended(now, 0, None, 0.1),
-        "commit failed": lambda now: machine.hook_ended(now, 0, ERROR, 0.1),
+        "verified": lambda now: machine.pause.verified(now, None),
+        "verified by reading": lambda now: machine.pause.verified(now, digests),
+        "verified as unequal": lambda now: machine.pause.verified(now, bytearray(len(digests))),
+        "prepare ended": lambda now: machine.pause.prepare_ended(now, pause, None, 0.1),
+        "prepare failed": lambda now: machine.pause.prepare_ended(now, pause, ERROR, 0.1),
+        "old prepare failed": lambda now: machine.pause.prepare_ended(now, pause + 1, ERROR, 0.1),
+        "commit ended": lambda now: machine.pause.start_ended(now, None, 0.1),
+        "commit failed": lambda now: machine.pause.start_ended(now, ERROR, 0.1),
         "failed": lambda now: machine.failed(now, ERROR),
         "cancel": lambda now: machine.cancel(now, "Ctrl-C"),
     }
@@ -75,12 +86,19 @@ def _check_destination(world: World, before: D) -> None:
     assert bool(finishes) == (machine.state is D.ENDED and before is not D.ENDED)
     if finishes:
         assert len(finishes) == 1 and actions[-1] is finishes[0], "nothing follows the end"
+    written = [action.step for action in actions if isinstance(action, a.WriteJournal)]
     starts = any(isinstance(action, a.RunCommit) for action in actions)
-    assert starts == (machine.state is D.STARTING and before is not D.STARTING)
-    if before is D.STARTING:
-        assert machine.state in (D.STARTING, D.ENDED)
+    assert not starts or before is D.STARTING, "nothing starts before it is on disk"
+    assert (Step.STARTING in written) == (machine.state is D.STARTING and before is not D.STARTING)
+    if before in (D.STARTING, D.RUNNING):
+        assert machine.state in (D.STARTING, D.RUNNING, D.ENDED)
         assert machine.outcome in ("completed", "start-failed") or machine.state is D.STARTING
-    if before in (D.PREPARING, D.PREPARED) and machine.state in (D.ACTIVE, D.ENDED):
+    if before is D.PREPARED and machine.state in (D.ACTIVE, D.DECLINING, D.ENDED):
+        assert Step.DECLINED in written, "a promise that is not kept is taken back on disk"
+    said = [action.message for action in actions if isinstance(action, a.Send)]
+    if any(isinstance(message, m.Verdict) and message.step == "declined" for message in said):
+        assert before is D.DECLINING, "nobody hears of it before it is on disk"
+    if before in (D.PREPARING, D.PREPARED) and machine.state in (D.ACTIVE, D.DECLINING, D.ENDED):
         assert any(isinstance(action, a.StopHook) for action in actions)
 
 
@@ -107,7 +125,7 @@ def test_every_input_at_the_destination(shm_dir: Path, rng: random.Random, state
 
 def _messages_to_destination(world: World) -> list[Message]:
     machine = world.destination.made
-    hello, pause = machine.hello, machine._pause
+    hello, pause = machine.hello, machine.pause.number
     root = machine.root.to_bytes(16, "big")
     positions = [m.LanePosition(*position) for position in machine.lanes.positions]
     found: list[Message] = [example(cls) for cls in MESSAGE_TYPES]
@@ -125,6 +143,8 @@ def _messages_to_destination(world: World) -> list[Message]:
         m.Resumed(pause, False, "because"),
         m.Failed(4, "there"),
         m.Cancel("Ctrl-C"),
+        m.Settled(hello.migration, False),
+        m.Settled(hello.migration, True),
     ]
     for lane in (0, 9):
         epoch = machine.lanes.positions[0][0]

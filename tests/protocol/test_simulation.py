@@ -19,7 +19,7 @@ from migrate.errors import (
 )
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
-from migrate.protocol.source_states import SourceState
+from migrate.protocol.source_states import DECIDED, SourceState
 
 
 def _story(world: World) -> list[str]:
@@ -237,7 +237,7 @@ def _interfere(world: World, what: str) -> bool:
     if what == "source cancels":
         return _input(world, source.machine.cancel, "Ctrl-C")
     if what == "guest dies":
-        if world.commit_sent:
+        if source.machine.state in DECIDED:
             return False
         world.guest.dead, world.guest.runs_here = True, False
         error = GuestError("the guest died", side="source", guest="the guest runs nowhere")

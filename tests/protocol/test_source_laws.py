@@ -13,14 +13,15 @@ from protocol_support import SECRET
 from sim_states import source_in
 from simulation import World
 
-from migrate.errors import GuestError, MigrateError, NetworkError, RamError
+from migrate.errors import GuestError, JournalError, MigrateError, NetworkError, RamError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.batch import Kind
+from migrate.protocol.journal_record import Step
 from migrate.protocol.lane_source import SentBatch
 from migrate.protocol.schema import Message
 from migrate.protocol.source_rounds import HarvestResult
-from migrate.protocol.source_states import PAUSED, SourceState
+from migrate.protocol.source_states import DECIDED, PAUSED, SourceState
 from migrate.ram.bitmap import DirtyBitmap
 
 S = SourceState
@@ -57,6 +58,12 @@ def _source_inputs(world: World) -> dict[str, Callable[[float], object]]:
         "reread": lambda now: pause.reread(now, None),
         "reread differs": lambda now: pause.reread(now, ERROR),
     }
+    if machine.commit._handover._writing:
+        step = machine.commit._handover._writing[0]
+        inputs |= {
+            "journalled": lambda now: machine.journalled(now, step, None),
+            "not journalled": lambda now: machine.journalled(now, step, JournalError("no space")),
+        }
     if machine.link.lanes:
         lane = machine.link.lanes[1].lane
         batch = SentBatch(Kind.ROUND_END, lane.epoch, lane.sequence + 1, 1, 2, 100, None)
@@ -81,13 +88,16 @@ def _check_source(world: World, before: S) -> None:
     if finishes:
         assert len(finishes) == 1 and actions[-1] is finishes[0], "nothing follows the end"
     resumes = any(isinstance(action, a.ResumeGuest) for action in actions)
-    if before in (S.COMMITTING, S.REREADING):
+    if before in DECIDED:
         assert not resumes
-        assert machine.state in (S.COMMITTING, S.REREADING, S.ENDED)
+        assert machine.state in (*DECIDED, S.ENDED)
     if before in PAUSED and machine.state not in PAUSED | {S.COMMITTING}:
         assert resumes, "a pause that is left is always a guest that is resumed"
+    written = [action.step for action in actions if isinstance(action, a.WriteJournal)]
+    sent = [action.message for action in actions if isinstance(action, a.Send)]
     if machine.state is S.COMMITTING and before is not S.COMMITTING:
-        assert any(isinstance(action, a.Send) and isinstance(action.message, m.Commit) for action in actions)
+        assert written == [Step.COMMITTED]
+        assert not any(isinstance(message, m.Commit) for message in sent), "not before it is on disk"
 
 
 @SOURCE
@@ -131,6 +141,9 @@ def _messages_to_source(world: World) -> list[Message]:
         epoch, sequence = (link.lane.epoch, link.lane.sequence) if link is not None else (1, 1)
         for position in ((epoch, sequence), (epoch, 0), (epoch, sequence + 1), (epoch + 1, 0), (0, 0)):
             found += [m.Ack(lane, *position), m.LaneReset(lane, *position, "as the destination says")]
+    steps = ("prepared", "declined", "starting", "unknown", "busy", "nonsense")
+    found += [m.Verdict(number, step, "as the destination says") for step in steps]
+    found.append(m.Forgotten(hello.migration))
     found += [m.Failed(code, "there") for code in (0, 3, 5, 9, 130, 255)]
     return found
 
@@ -149,6 +162,8 @@ def test_every_message_to_the_source(shm_dir: Path, rng: random.Random, state: S
             if state is S.ENDED:
                 assert taken == []
                 continue
+            if isinstance(message, m.Verdict) and message.step == "declined" and state in DECIDED:
+                continue  # believed: who else should know
             world.source.carry_out(taken)
             if state is S.NEW:
                 continue

@@ -10,8 +10,9 @@ import sim_source
 from sim_states import destination_in, source_in
 from simulation import Scenario, run
 
-from migrate.protocol.destination_states import BEFORE_COMMIT
+from migrate.protocol.destination_states import BEFORE_COMMIT, DestinationState
 from migrate.protocol.destination_states import TRANSITIONS as DESTINATION_TRANSITIONS
+from migrate.protocol.journal_record import Step
 from migrate.protocol.source_states import PAUSED, SourceState
 from migrate.protocol.source_states import TRANSITIONS as SOURCE_TRANSITIONS
 
@@ -40,6 +41,16 @@ def _take_all_ways(directory: Path, rng: random.Random) -> None:
                 for connection in world.network.connections:
                     connection.cut()
                 world.finish()
+    with destination_in(directory, DestinationState.PREPARED, rng.getrandbits(32)) as world:
+        world.source.machine.cancel(world.now, "the other side")
+        world.source.perform()
+        world.finish()
+    with source_in(directory, SourceState.TAKING_BACK, rng.getrandbits(32)) as world:
+        world.finish()
+    with destination_in(directory, DestinationState.PREPARING, rng.getrandbits(32)) as world:
+        while ("destination", Step.PREPARED) not in world.journals:
+            world.step()
+        world.destination.made.cancel(world.now, "while it is journalled")
     for state in BEFORE_COMMIT:
         with destination_in(directory, state, rng.getrandbits(32)) as world:
             world.destination.made.cancel(world.now, "everywhere")
@@ -52,6 +63,9 @@ def _take_all_ways(directory: Path, rng: random.Random) -> None:
         Scenario(downtime_limit_ms=0, max_rounds=3),
         Scenario(pages=(60,), timeout=0.1, timeout_action="pause", batch_limit=1),
         Scenario(failing=(("commit", 1),)),
+        Scenario(failing=(("starting", 1),)),
+        Scenario(failing=(("committed", 1),)),
+        Scenario(failing=(("prepared", 1),)),
         Scenario(verify="full", tampered=1),
     ]
     for scenario in scenarios:

@@ -1,0 +1,92 @@
+"""The journal at the beginning of a migration, unless an older one says that its RAM must be left alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from migrate.config import DestinationConfig, SourceConfig
+from migrate.daemon.journal import Journal, boot_id, default_state_dir, find_journals
+from migrate.errors import RefusedError
+from migrate.protocol import messages as m
+from migrate.protocol.journal_record import JournalRecord, RamPlace, Step
+from migrate.ram.image import RamImage
+
+_OPEN = frozenset(
+    {Step.PAUSING, Step.COMMITTED, Step.TAKEN_BACK, Step.DONE, Step.PREPARED, Step.STARTING, Step.RUNNING}
+)
+"""Whose guest it is was not settled, or it is not this host's to move or to overwrite."""
+_LEFT = frozenset({Step.MOVING, Step.RECEIVING})
+"""A journal that nobody will ask for, once its daemon is gone."""
+
+
+def start_source_journal(config: SourceConfig, hello: m.Hello, image: RamImage, embedded: bool) -> Journal:
+    """Make the source's journal of a new migration.
+
+    Args:
+        embedded: the guest is part of this process.
+
+    Raises:
+        JournalError: it cannot be made.
+        RefusedError: an earlier migration of this RAM left its guest paused, or handed it over.
+    """
+    assert config.to is not None
+    return _start("source", config.state_dir, hello.migration.hex(), image, str(config.to), embedded)
+
+
+def start_destination_journal(
+    config: DestinationConfig, hello: m.Hello, image: RamImage, peer: str, embedded: bool
+) -> Journal:
+    """Make the destination's journal of a new migration.
+
+    Args:
+        peer: address of the source.
+        embedded: the guest will be part of this process.
+
+    Raises:
+        JournalError: it cannot be made.
+        RefusedError: a guest that an earlier migration brought runs on this RAM, or may.
+    """
+    return _start("destination", config.state_dir, hello.migration.hex(), image, peer, embedded)
+
+
+def _start(
+    side: str, state_dir: Path | None, migration: str, image: RamImage, peer: str, embedded: bool
+) -> Journal:
+    directory = state_dir or default_state_dir()
+    ram = _places(image)
+    for found in find_journals(directory, side):
+        record = found.record
+        if record is None or not _same_files(record.ram, ram):
+            continue
+        if record.step in _OPEN:
+            program = "migrate-src" if side == "source" else "migrate-dst"
+            raise RefusedError(
+                f"migration {record.migration} of {ram[0].path} came as far as {record.step.value!r} and was"
+                f" not settled ({found.path})",
+                side=side,
+                guest="the guest is where that migration left it",
+                hint=f"at the {side}: {program} recover --state-dir {directory}",
+            )
+        if record.step in _LEFT and not found.in_use:
+            found.path.unlink(missing_ok=True)
+    first = JournalRecord(side, _FIRST[side], migration, boot_id(), ram, peer=peer, embedded=embedded)
+    return Journal.create(directory, first)
+
+
+_FIRST = {"source": Step.MOVING, "destination": Step.RECEIVING}
+
+
+def _places(image: RamImage) -> tuple[RamPlace, ...]:
+    """Which files the image's blocks are."""
+    places = []
+    for name, fd in image.fds.items():
+        status = os.fstat(fd)
+        places.append(RamPlace(name, str(image.paths[name].absolute()), status.st_dev, status.st_ino))
+    return tuple(places)
+
+
+def _same_files(some: Iterable[RamPlace], others: Iterable[RamPlace]) -> bool:
+    files = {(place.device, place.inode) for place in some}
+    return any((place.device, place.inode) in files for place in others)
