@@ -75,7 +75,7 @@ install_stamp() {
         printf '%s\n' "$python"
         "$python" --version
         find "$root/pyproject.toml" "$root/migrate" -type f ! -name _native.c \
-            \( -name pyproject.toml -o -name '*.c' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' \) -print0 |
+            \( -name pyproject.toml -o -name '*.c' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' \) -print0 |
             LC_ALL=C sort -z | xargs -0 sha256sum
     } | sha256sum | cut -d' ' -f1
 }

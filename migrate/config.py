@@ -169,6 +169,8 @@ class DestinationConfig:
     """Of a QEMU's stream: RAM blocks without a file in `ram`, device state, statistics."""
     multifd_channels: int = 0
     """Of a QEMU: how many page channels its source has; 0: no multifd."""
+    switchover_ack: bool = False
+    """Of a QEMU: its source waits for our consent to the switchover."""
     on_prepare: str | None = None
     on_commit: str | None = None
     guest_qmp: Path | None = None
@@ -242,8 +244,12 @@ def validate_destination(config: DestinationConfig) -> None:
         raise UsageError(
             f"--multifd-channels {config.multifd_channels}: 0 to {MOST_MULTIFD_CHANNELS} are possible"
         )
-    if config.multifd_channels and config.output_dir is None:
-        raise UsageError("--multifd-channels needs --output-dir: it is for a QEMU's stream")
+    for option, value in (
+        ("--multifd-channels", config.multifd_channels),
+        ("--switchover-ack", config.switchover_ack),
+    ):
+        if value and config.output_dir is None:
+            raise UsageError(f"{option} needs --output-dir: it is for a QEMU's stream")
     _check_command("--on-prepare", config.on_prepare)
     _check_command("--on-commit", config.on_commit)
     _check_command("--is-running", config.is_running)

@@ -74,6 +74,11 @@ def build_parser() -> ArgumentParser:
         metavar="N",
         help="the source's multifd-channels, if multifd is on there, plain or with zlib or zstd; 0: off",
     )
+    qemu.add_argument(
+        "--switchover-ack",
+        action="store_true",
+        help="the capability of that name is set at the source (QEMU 8.1 or newer; older ones fail on it)",
+    )
     guest = parser.add_argument_group("guest")
     guest.add_argument(
         "--on-prepare",

@@ -28,7 +28,7 @@ from migrate.errors import (
     as_error,
 )
 from migrate.protocol.qemu_multifd import Opening
-from migrate.protocol.qemu_wire import Command, encode_pong, encode_shut
+from migrate.protocol.qemu_wire import Command, encode_pong, encode_shut, encode_switchover_ack
 from migrate.protocol.stats import MigrationStats
 
 CHUNK = 1 << 20
@@ -152,7 +152,14 @@ class QemuIncoming:
         self._receiver.feed(self._head)
         buffer = memoryview(bytearray(CHUNK))
         while not self._receiver.finished:
-            count = self._socket.recv_into(buffer)
+            if self._receiver.in_device_state:
+                self._socket.settimeout(self._config.keepalive_timeout)
+            try:
+                count = self._socket.recv_into(buffer)
+            except TimeoutError:
+                if self._receiver.silent():
+                    break
+                raise
             if count == 0:
                 self._receiver.end_of_input()
             self._receiver.feed(buffer[:count])
@@ -169,6 +176,8 @@ class QemuIncoming:
     def _command(self, command: Command, payload: bytes) -> None:
         if command is Command.OPEN_RETURN_PATH:
             self._return_path = True
+            if self._config.switchover_ack:
+                self._socket.sendall(encode_switchover_ack())
         elif command is Command.PING:
             self._socket.sendall(encode_pong(payload))
 
@@ -179,6 +188,8 @@ class QemuIncoming:
             return NetworkError(f"no list of RAM blocks within {self._config.keepalive_timeout:g} s")
         if self._channels is not None and self._channels.error is not None:
             return self._channels.error
+        if isinstance(problem, TimeoutError):
+            return NetworkError(f"nothing for {self._config.keepalive_timeout:g} s within the device state")
         if isinstance(problem, OSError):
             return NetworkError(f"the connection from QEMU broke: {problem.strerror or problem}")
         error = as_error(problem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -12,11 +13,13 @@ from migrate.config import RamSpec
 from migrate.errors import StreamError
 from migrate.kernel.results import WALK_EOS
 from migrate.protocol.qemu_container import QemuStreamReader
-from migrate.protocol.qemu_ram import QemuRam
+from migrate.protocol.qemu_ram import ROW_BYTES, ROWS, QemuRam
 from migrate.protocol.qemu_wire import CAP_IGNORE_SHARED, Command, Configuration, Section, StreamBlock
 from migrate.ram import checkpoint
 from migrate.ram.image import RamImage
+from migrate.ram.windows import cpu_count
 
+MOST_UNPACKERS = 8
 OnCommand = Callable[[Command, bytes], None]
 
 
@@ -66,6 +69,8 @@ class QemuReceiver:
         self._flushes = False
         """Markers are records of their own; before QEMU 8.1, and with old machine types, every EOS is one."""
         self._configuration = Configuration("")
+        self._pool: ThreadPoolExecutor | None = None
+        self._listing = bytearray()
         self._image: RamImage | None = None
         self._ram: QemuRam | None = None
         self._sections: Counter[str] = Counter()
@@ -86,6 +91,15 @@ class QemuReceiver:
     def paths(self) -> list[Path]:
         """The RAM files, while they are open."""
         return list(self._image.paths.values()) if self._image is not None else []
+
+    @property
+    def in_device_state(self) -> bool:
+        """All of RAM is here; what comes now has no length."""
+        return self._reader.in_device_state
+
+    def silent(self) -> bool:
+        """Nothing came for long, within device state; True: this is the end of the stream."""
+        return self._reader.silent()
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next bytes, RAM straight into its files. Raises StreamError, RamError."""
@@ -154,6 +168,8 @@ class QemuReceiver:
 
     def close(self) -> None:
         """Let go of the files. What is not complete keeps its marks."""
+        if self._pool is not None:
+            self._pool.shutdown()
         if self._image is not None:
             self._image.close()
 
@@ -178,12 +194,22 @@ class QemuReceiver:
         self._image.mark(self.migration)
         self._ram = QemuRam(page_size, blocks, self._image.kernel_ram)
 
-    def records(self, body: memoryview, offset: int) -> tuple[int, int]:
+    def records(self, body: memoryview, offset: int, compressed: bool) -> tuple[int, int]:
         del offset
         assert self._ram is not None  # the container gives the list of blocks first
+        if compressed:
+            return self._compressed_records(self._ram, body)
         used, stop, _ = self._ram.walk(body)
         if stop == WALK_EOS and self._channels is not None and not self._flushes:
             self._channels.synchronise(self._ram)
+        return used, stop
+
+    def _compressed_records(self, ram: QemuRam, body: memoryview) -> tuple[int, int]:
+        """From old QEMUs; several threads unpack them."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(min(cpu_count(), MOST_UNPACKERS), "unpack")
+            self._listing = bytearray(ROWS * ROW_BYTES)
+        used, stop, _ = ram.walk_compressed(body, self._listing, spread=self._pool.map)
         return used, stop
 
     def multifd_flush(self, offset: int) -> None:

@@ -317,6 +317,7 @@ def walk(
     apply: bool,
     listing: bytearray | None = None,
     after: int | None = None,
+    compressed: bool = False,
 ) -> WalkResult:
     """Destination of a real QEMU: go through records of a RAM section, from a record's first byte on.
 
@@ -332,9 +333,14 @@ def walk(
     a page number; the walk stops before a record for a page below it, and before one that goes back later (a
     scan of RAM has begun anew); None: it does not.
 
+    A call takes either records COMPRESS_PAGE (`compressed`) or all others, and stops before the first that it
+    does not take. Those are listed, counted and seen, but what is in them is the caller's to unpack, and
+    `land`'s to put into RAM.
+
     Raises RecordError; offset is that of the record's first byte, and the records before it have landed.
-    Checked in this order: "hook", "compress-page", "unknown-flags", "no-block" or "unknown-block" (empty
-    names too), "bad-offset"; ZERO: "zero-fill"; XBZRLE: "xbzrle-encoding", "xbzrle-length" (above page_size),
+    Checked in this order: "hook", "unknown-flags", "no-block" or "unknown-block" (empty names too),
+    "bad-offset"; ZERO: "zero-fill"; COMPRESS_PAGE: "compress-length" (0, or more than zlib makes of a page at
+    the worst, or than a listing can say); XBZRLE: "xbzrle-encoding", "xbzrle-length" (above page_size),
     "xbzrle-delta" (undecodable; length 0 is legal and changes nothing). RamError: reading or writing failed,
     or the file is shorter than its block. ValueError: `content` is too small, `counts` of another size,
     `listing` smaller than a row, no such block.

@@ -21,6 +21,7 @@ enum {
     RECORD_HEADER = 8,
     XBZRLE_ENCODING = 1,
     XBZRLE_HEADER = 3, /* u8 encoding, be16 length */
+    COMPRESSED_HEADER = 4, /* be32 length */
 };
 
 /* ---- numbers in memory, unaligned ---------------------------------------------------------------------- */

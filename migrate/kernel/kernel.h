@@ -259,10 +259,12 @@ enum mk_walk_counter {
     MK_WALK_XBZRLE_BYTES,
     MK_WALK_NAMED,
     MK_WALK_CONTINUED,
+    MK_WALK_COMPRESSED,
+    MK_WALK_COMPRESSED_BYTES,
     MK_WALK_COUNTERS,
 };
 
-enum mk_walk_stop { MK_WALK_MORE, MK_WALK_EOS, MK_WALK_FLUSH, MK_WALK_ROUND };
+enum mk_walk_stop { MK_WALK_MORE, MK_WALK_EOS, MK_WALK_FLUSH, MK_WALK_ROUND, MK_WALK_KIND };
 
 struct mk_listed {
     uint64_t at, offset;
@@ -281,6 +283,7 @@ struct mk_walk {
     uint64_t after;
     uint64_t *counts; /* MK_WALK_COUNTERS a block, added to */
     bool apply;
+    bool compressed; /* take records COMPRESS_PAGE and stop before any other; else stop before such a one */
     struct mk_listed *list; /* or NULL */
     size_t list_room;
 };

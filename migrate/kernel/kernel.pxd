@@ -113,6 +113,7 @@ cdef extern from "kernel.h" nogil:
         uint64_t after
         uint64_t *counts
         bint apply
+        bint compressed
         mk_listed *list
         size_t list_room
     struct mk_walked:

@@ -118,7 +118,7 @@ _RULES = {
     "truncated": "the body ends inside a record",
     "unknown-flags": "a record with unknown flags",
     "hook": "RAM_SAVE_FLAG_HOOK is for RDMA, which is not spoken here",
-    "compress-page": "RAM_SAVE_FLAG_COMPRESS_PAGE of old QEMUs, which is not read here",
+    "compress-length": "a compressed page of a length that cannot be",
     "no-block": "the first record says CONTINUE, but no block was named",
     "unknown-block": "a record for a RAM block that does not exist",
     "bad-offset": "a record for a page beyond the end of its block",

@@ -2,7 +2,9 @@
 
 
 
-def walk(Ram ram not None, body, block, content, seen, counts, apply, listing=None, after=None):
+def walk(
+    Ram ram not None, body, block, content, seen, counts, apply, listing=None, after=None, compressed=False
+):
     cdef mk_walk request
     cdef mk_walked made
     cdef mk_error error
@@ -25,6 +27,7 @@ def walk(Ram ram not None, body, block, content, seen, counts, apply, listing=No
     request.after = 0 if after is None else _page(after)
     request.counts = <uint64_t *> numbers.at
     request.apply = bool(apply)
+    request.compressed = bool(compressed)
     request.list = NULL if rows is None else <mk_listed *> rows.at
     request.list_room = 0 if rows is None else rows.length // sizeof(mk_listed)
     with nogil:
@@ -63,6 +66,7 @@ def land(Ram ram not None, block, offsets, normal, data, content, seen, counts):
     request.seen = named.at
     request.counts = <uint64_t *> numbers.at
     request.apply = True
+    request.compressed = False
     request.rounds = False
     request.after = 0
     request.list = NULL

@@ -12,6 +12,7 @@ WALK_MORE = 0  # the bytes ended, or the listing is full
 WALK_EOS = 1  # a record EOS: the section ends
 WALK_FLUSH = 2  # a record MULTIFD_FLUSH
 WALK_ROUND = 3  # the next record goes back in RAM: a round begins
+WALK_KIND = 4  # the next record is compressed and the ones before were not, or the other way round
 WALK_COUNTERS = (
     "zero",
     "zero_again",
@@ -21,10 +22,12 @@ WALK_COUNTERS = (
     "xbzrle_bytes",
     "named",
     "continued",
+    "compressed",
+    "compressed_bytes",
 )
 """What `walk` counts for each block. `zero_again`: on a page that was not zero; `zero`: on all others."""
 WALK_LISTED = "=QQIHH"
-"""A row of a listing: place in the body, offset in the block, block, flags, bytes of delta."""
+"""A row of a listing: place in the body, offset in the block, block, flags, bytes of delta or packed page."""
 
 
 class RamBlock(NamedTuple):

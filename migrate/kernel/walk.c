@@ -204,6 +204,19 @@ static enum found read_delta(struct walker *w, struct record *record)
     return take_payload(w, record, length);
 }
 
+/* What is inside is not looked at here. */
+static enum found read_compressed(struct walker *w, struct record *record)
+{
+    size_t page = w->q->ram->page_size, most = page + (page >> 12) + (page >> 14) + 13; /* zlib's own bound */
+    if (left(w) < COMPRESSED_HEADER)
+        return SHORT;
+    size_t length = (size_t)w->at[0] << 24 | (size_t)w->at[1] << 16 | (size_t)w->at[2] << 8 | w->at[3];
+    if (length == 0 || length > most || length > UINT16_MAX)
+        return refuse(w, record, "compress-length");
+    w->at += COMPRESSED_HEADER;
+    return take_payload(w, record, length);
+}
+
 static enum found read_record(struct walker *w, struct record *record)
 {
     const struct mk_ram *ram = w->q->ram;
@@ -219,9 +232,8 @@ static enum found read_record(struct walker *w, struct record *record)
         return WHOLE;
     if (record->type == RECORD_HOOK)
         return refuse(w, record, "hook");
-    if (record->type == RECORD_COMPRESSED)
-        return refuse(w, record, "compress-page");
-    if (record->type != RECORD_ZERO && record->type != RECORD_PAGE && record->type != RECORD_XBZRLE)
+    if (record->type != RECORD_ZERO && record->type != RECORD_PAGE && record->type != RECORD_XBZRLE
+        && record->type != RECORD_COMPRESSED)
         return refuse(w, record, "unknown-flags");
     enum found found = read_block(w, record);
     if (found != WHOLE)
@@ -231,6 +243,8 @@ static enum found read_record(struct walker *w, struct record *record)
         return refuse(w, record, "bad-offset");
     if (record->type == RECORD_XBZRLE)
         return read_delta(w, record);
+    if (record->type == RECORD_COMPRESSED)
+        return read_compressed(w, record);
     found = take_payload(w, record, record->type == RECORD_PAGE ? ram->page_size : 1);
     if (found == WHOLE && record->type == RECORD_ZERO && record->payload[0] != 0)
         return refuse(w, record, "zero-fill");
@@ -251,6 +265,13 @@ static enum mk_status land(struct walker *w, const struct record *record)
         counts[MK_WALK_NORMAL]++;
         return land_page(w, record);
     }
+    if (record->type == RECORD_COMPRESSED) {
+        counts[MK_WALK_COMPRESSED]++;
+        counts[MK_WALK_COMPRESSED_BYTES] += record->length;
+        if (!w->q->apply)
+            mark(w->q->content, page_number(w, record)); /* a zero page has a record of its own */
+        return MK_OK;
+    }
     int64_t runs = mk_xbzrle_runs(record->payload, record->length, w->q->ram->page_size);
     if (runs < 0) {
         refuse(w, record, "xbzrle-delta");
@@ -269,7 +290,7 @@ static void list(struct walker *w, const struct record *record)
         .offset = record->in_block << w->q->ram->page_shift,
         .block = (uint32_t)record->block,
         .type = (uint16_t)(record->type | (record->named ? 0 : RECORD_CONTINUE)),
-        .length = record->type == RECORD_XBZRLE ? (uint16_t)record->length : 0,
+        .length = record->type == RECORD_XBZRLE || record->type == RECORD_COMPRESSED ? (uint16_t)record->length : 0,
     };
 }
 
@@ -286,6 +307,10 @@ static enum mk_status walk(struct walker *w)
             return MK_RECORD;
         if (found == SHORT)
             return MK_OK;
+        if ((record.type == RECORD_COMPRESSED) != w->q->compressed) {
+            w->r->stop = MK_WALK_KIND;
+            return MK_OK;
+        }
         if (record.type == RECORD_EOS || record.type == RECORD_FLUSH) {
             w->r->consumed += RECORD_HEADER;
             w->r->stop = record.type == RECORD_EOS ? MK_WALK_EOS : MK_WALK_FLUSH;

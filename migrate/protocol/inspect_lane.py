@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from migrate.errors import ProtocolError, RecordError, StreamError
-from migrate.kernel.results import WALK_MORE
+from migrate.kernel.results import WALK_EOS, WALK_FLUSH, WALK_MORE
 from migrate.protocol.batch import (
     HEADER_BYTES,
     MAGIC,
@@ -20,12 +20,13 @@ from migrate.protocol.batch import (
     unpack_body,
 )
 from migrate.protocol.messages import FRAME_HEADER_BYTES, PREFACE_LANE
-from migrate.protocol.qemu_ram import QemuRam
+from migrate.protocol.qemu_ram import ROW_BYTES, ROWS, QemuRam
 from migrate.protocol.qemu_wire import StreamBlock
-from migrate.protocol.record_listing import ROW_BYTES, ROWS, PageRecord, listed_records
+from migrate.protocol.record_listing import PageRecord, listed_records
 from migrate.protocol.records import decode_block_list
 
 MAX_OPENING_BYTES = 512
+_WORD = 8
 MAX_ROUNDS = 1000
 """Rounds that are told apart; later ones are counted together."""
 
@@ -172,6 +173,7 @@ class LaneInspector:
             used, stop, rows = ram.walk(body[at:], self._listing)
             if stop != WALK_MORE or not used:
                 rule = "truncated" if stop == WALK_MORE else "unknown-flags"
+                at += used - (_WORD if stop in (WALK_EOS, WALK_FLUSH) else 0)
                 raise StreamError(rule, start + at, "the batch holds more or less than whole page records")
             if self._on_record is not None:
                 for record in listed_records(self._listing, rows, body[at:], start + at, ram.layout.blocks):

@@ -9,9 +9,9 @@ from contextlib import suppress
 
 from migrate.kernel.results import WALK_ROUND
 from migrate.protocol.qemu_container import QemuStreamReader
-from migrate.protocol.qemu_ram import QemuRam
+from migrate.protocol.qemu_ram import ROW_BYTES, ROWS, QemuRam
 from migrate.protocol.qemu_wire import Command, Configuration, Section, StreamBlock
-from migrate.protocol.record_listing import ROW_BYTES, ROWS, PageRecord, listed_records
+from migrate.protocol.record_listing import PageRecord, listed_records
 
 MAX_ROUNDS = 1000
 """Rounds that are told apart; later ones are counted together. A round begins where the scan goes back in
@@ -30,7 +30,8 @@ class QemuInspector:
     def __init__(self, on_record: Callable[[PageRecord], None] | None = None) -> None:
         self._reader = QemuStreamReader(self, postcopy=True)
         self._on_record = on_record
-        self._listing = None if on_record is None else bytearray(ROWS * ROW_BYTES)
+        self._rows = bytearray(ROWS * ROW_BYTES)
+        self._listing = self._rows if on_record is not None else None
         self._configuration = Configuration("")
         self._ram: QemuRam | None = None
         self._addresses: dict[str, int | None] = {}
@@ -118,15 +119,18 @@ class QemuInspector:
         self._addresses = {block.name: block.address for block in blocks}
         self._ram = QemuRam(self._configuration.page_size, blocks, None)
 
-    def records(self, body: memoryview, offset: int) -> tuple[int, int]:
+    def records(self, body: memoryview, offset: int, compressed: bool) -> tuple[int, int]:
         assert self._ram is not None
         used = 0
         while True:
             rest = body[used:]
-            walked = self._ram.walk(rest, self._listing, rounds=True)
-            if self._listing is not None and self._on_record is not None:
+            if compressed:
+                walked = self._ram.walk_compressed(rest, self._rows, rounds=True)
+            else:
+                walked = self._ram.walk(rest, self._listing, rounds=True)
+            if self._on_record is not None:
                 blocks = self._ram.layout.blocks
-                for record in listed_records(self._listing, walked.rows, rest, offset + used, blocks):
+                for record in listed_records(self._rows, walked.rows, rest, offset + used, blocks):
                     self._on_record(record)
             used += walked.used
             if walked.stop != WALK_ROUND:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from migrate.errors import RecordError, StreamError
-from migrate.kernel.results import WALK_EOS, WALK_FLUSH
+from migrate.kernel.results import WALK_EOS, WALK_FLUSH, WALK_KIND
 from migrate.protocol import qemu_wire as wire
 from migrate.protocol.qemu_device_state import MAX_BYTES, DeviceState
 from migrate.protocol.qemu_wire import COMMAND_LENGTHS, Command, Configuration, Section, StreamBlock
@@ -44,8 +44,11 @@ class QemuStreamEvents(Protocol):
     def blocks(self, blocks: Sequence[StreamBlock]) -> None:
         """The block list, once, before any record. Raises ValueError: no guest has such RAM."""
 
-    def records(self, body: memoryview, offset: int) -> tuple[int, int]:
-        """Records from that byte on; returns how many bytes were used and WALK_*. Raises RecordError."""
+    def records(self, body: memoryview, offset: int, compressed: bool) -> tuple[int, int]:
+        """Records from that byte on; returns how many bytes were used and WALK_*. Raises RecordError.
+
+        `compressed`: records COMPRESS_PAGE only, else none of these; WALK_KIND: it is the others' turn.
+        """
 
     def multifd_flush(self, offset: int) -> None:
         """A record MULTIFD_FLUSH: pages travel in other channels."""
@@ -77,6 +80,8 @@ class QemuStreamReader:
         self._ram_id: int | None = None
         self._ram_ended = False
         self._packaged = False
+        self._in_device_state = False
+        self._is_silent = False
         self._parser = self._stream()
         self.finished = False
         self.device_state = b""
@@ -96,6 +101,18 @@ class QemuStreamReader:
         del self._buffer[: self._at]
         self._offset += self._at
         self._at = 0
+
+    @property
+    def in_device_state(self) -> bool:
+        """All of RAM is here; what comes now has no length."""
+        return self._in_device_state
+
+    def silent(self) -> bool:
+        """Nothing came for long, within device state; True: this is the end, the description is left out."""
+        self._is_silent = True
+        self._go_on()
+        self._is_silent = False
+        return self.finished
 
     def close(self) -> None:
         """The input ended. Raises StreamError: rule "truncated"."""
@@ -267,11 +284,12 @@ class QemuStreamReader:
             raise StreamError("mem-size", start, str(error)) from error
 
     def _read_records(self) -> Parser:
+        compressed = False
         while True:
             start = self.offset
             view = memoryview(self._buffer)[self._at :]
             try:
-                used, stop = self._events.records(view, start)
+                used, stop = self._events.records(view, start, compressed)
             except RecordError as error:
                 message = error.message.partition(" (rule ")[0]
                 raise StreamError(error.rule, start + error.offset, message) from error
@@ -282,6 +300,8 @@ class QemuStreamReader:
                 return
             if stop == WALK_FLUSH:
                 self._events.multifd_flush(self.offset - 8)
+            elif stop == WALK_KIND:
+                compressed = not compressed
             elif not used:
                 yield from self._more()
 
@@ -301,10 +321,11 @@ class QemuStreamReader:
 
     def _read_device_state(self) -> Parser:
         state = DeviceState(self.offset)
+        self._in_device_state = True
         while True:
             data = bytes(self._buffer[self._at :])
             self._at += len(data)
-            ended = state.feed(data)
+            ended = state.feed(data) or (self._is_silent and state.is_whole())
             if self._closed and not ended:
                 state.close()
                 ended = True

@@ -4,6 +4,9 @@ Device sections carry no length, and a source that has a return path does not cl
 that all is loaded. The stream ends with `7e be32 id, 00, 06 be32 n, n bytes of JSON`, so what looks like this
 *and* ends exactly with the last byte that came, *and* is the description of a VM, is the end
 (qemu-ram-stream.md 1.7). A search for section footers would find ticks and other numbers that look like one.
+
+A machine may leave the description out (`suppress-vmdesc`): then only silence tells the end, behind a footer
+of a section that was seen to begin and `00`.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ MAX_BYTES = 64 << 20
 _MAX_ENDS = 1 << 16
 _HEAD = re.compile(rb"(?=\x7e.{4}\x00\x06(.{4})\{)", re.DOTALL)
 _HEAD_BYTES = 12
+_FOOTER = 0x7E
 _BEFORE_JSON = 11
 
 
@@ -56,6 +60,17 @@ class DeviceState:
             if len(self._ends) > _MAX_ENDS:
                 raise self._error("too much of it looks like the end of a stream")
         return self._ends_at(held)
+
+    def is_whole(self) -> bool:
+        """Nothing comes any more: whether it ends behind a section, with the description left out."""
+        tail = self._data[-6:]
+        if len(tail) < 6 or tail[0] != _FOOTER or tail[5] != 0:
+            return False
+        section = re.escape(bytes(tail[1:5]))
+        return any(
+            0 < head[1][0] <= len(head[2])
+            for head in re.finditer(rb"\x04%b(.)([ -~]*)" % section, self._data, re.S)
+        )
 
     def close(self) -> None:
         """The input ended: find the end among what came, with or without bytes behind it.

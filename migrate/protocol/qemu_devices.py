@@ -76,8 +76,10 @@ class DeviceStream:
     def blocks(self, blocks: Sequence[StreamBlock]) -> None:
         self._ram = QemuRam(self._page_size, blocks, None)
 
-    def records(self, body: memoryview, offset: int) -> tuple[int, int]:
+    def records(self, body: memoryview, offset: int, compressed: bool) -> tuple[int, int]:
         assert self._ram is not None  # the container gives the list of blocks first
+        if compressed:
+            raise ProtocolError("the QEMU here compresses pages: switch compress off")
         used, stop, _ = self._ram.walk(body)
         return used, stop
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from migrate import kernel
 from migrate.errors import RecordError, StreamError
-from migrate.kernel.results import WALK_COUNTERS, WALK_ROUND, RamBlock
+from migrate.kernel.results import WALK_COUNTERS, WALK_LISTED, WALK_ROUND, RamBlock
+from migrate.protocol.compressed_pages import Spread, compressed_pages, unpack_pages
 from migrate.protocol.qemu_multifd import Packet
 from migrate.protocol.qemu_wire import StreamBlock
 from migrate.ram.layout import PageLayout
 
+ROWS = 4096
+"""Of a listing that is long enough."""
+ROW_BYTES = struct.calcsize(WALK_LISTED)
 _WIDTH = len(WALK_COUNTERS)
 
 
@@ -48,12 +54,43 @@ class QemuRam:
         self._after = 0
 
     def walk(self, body: memoryview, listing: bytearray | None = None, *, rounds: bool = False) -> Walked:
-        """Take records. Raises RecordError, RamError.
+        """Take records, up to a COMPRESS_PAGE (WALK_KIND). Raises RecordError, RamError.
 
         Args:
             listing: gets a row for each (`WALK_LISTED`).
             rounds: stop where one begins (WALK_ROUND).
         """
+        return self._walk(body, listing, rounds, compressed=False)
+
+    def walk_compressed(
+        self, body: memoryview, listing: bytearray, *, rounds: bool = False, spread: Spread = map
+    ) -> Walked:
+        """Take records COMPRESS_PAGE, up to another one (WALK_KIND). Raises RecordError, RamError.
+
+        Args:
+            spread: who unpacks them.
+        """
+        walked = self._walk(body, listing, rounds, compressed=True)
+        names = [len(block.name.encode()) for block in self.layout.blocks]
+        pages = compressed_pages(memoryview(listing)[: walked.rows * ROW_BYTES], names)
+        size = self.layout.page_size
+        content = memoryview(unpack_pages(body, size, pages, spread))
+        lander = PageLander(self._ram, self.layout, self._content, self._seen)
+        for block, group in groupby(pages, key=lambda page: page.block) if self._apply else ():
+            offsets = [page.offset for page in group]
+            packet = Packet(
+                self.layout.blocks[block].name,
+                len(offsets),
+                struct.pack(f">{len(offsets)}Q", *offsets),
+                content[: len(offsets) * size],
+                sync=False,
+            )
+            lander.land(packet)  # counts what `walk` has counted
+            content = content[len(offsets) * size :]
+        self._written += lander.written
+        return walked
+
+    def _walk(self, body: memoryview, listing: bytearray | None, rounds: bool, *, compressed: bool) -> Walked:
         result = kernel.walk(
             self._ram,
             body,
@@ -64,6 +101,7 @@ class QemuRam:
             self._apply,
             listing,
             self._after if rounds else None,
+            compressed,
         )
         self._block = result.block
         self._after = 0 if result.stop == WALK_ROUND else result.after

@@ -95,6 +95,11 @@ def encode_shut(status: int) -> bytes:
     return struct.pack(">HHI", ANSWER_SHUT, 4, status)
 
 
+def encode_switchover_ack() -> bytes:
+    """The source may stop its guest; with the capability switchover-ack it waits for that."""
+    return struct.pack(">HH", 7, 0)
+
+
 def encode_pong(value: bytes) -> bytes:
     """The answer to a PING with that payload."""
     return struct.pack(">HH", ANSWER_PONG, 4) + value

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from migrate.kernel.results import WALK_LISTED
+from migrate.protocol.qemu_ram import ROW_BYTES
 from migrate.protocol.records import (
+    RAM_SAVE_FLAG_COMPRESS_PAGE,
     RAM_SAVE_FLAG_CONTINUE,
     RAM_SAVE_FLAG_PAGE,
     RAM_SAVE_FLAG_XBZRLE,
@@ -15,10 +17,12 @@ from migrate.protocol.records import (
 )
 from migrate.ram.layout import BlockPlace
 
-ROWS = 4096
-ROW_BYTES = struct.calcsize(WALK_LISTED)
-
-_NAMES = {RAM_SAVE_FLAG_ZERO: "zero", RAM_SAVE_FLAG_PAGE: "page", RAM_SAVE_FLAG_XBZRLE: "xbzrle"}
+_NAMES = {
+    RAM_SAVE_FLAG_ZERO: "zero",
+    RAM_SAVE_FLAG_PAGE: "page",
+    RAM_SAVE_FLAG_XBZRLE: "xbzrle",
+    RAM_SAVE_FLAG_COMPRESS_PAGE: "compressed",
+}
 _WORD, _XBZRLE_HEADER = 8, 3
 
 
@@ -28,7 +32,7 @@ class PageRecord(NamedTuple):
     at: int
     """Byte offset in the stream; in a compressed batch, in the batch unpacked."""
     type: str
-    """zero, page or xbzrle."""
+    """zero, page, xbzrle or compressed."""
     block: str
     offset: int
     """Bytes, in the block."""

@@ -43,7 +43,7 @@ def test_the_option_names_are_the_contract() -> None:
     }  # fmt: skip
     assert options(dst.build_parser()) == both | {
         "--listen", "--xbzrle-cache-limit", "--on-prepare", "--on-commit", "--once", "--output-dir",
-        "--guest-qmp", "--multifd-channels", "--is-running",
+        "--guest-qmp", "--multifd-channels", "--switchover-ack", "--is-running",
     }  # fmt: skip
 
 
@@ -93,6 +93,7 @@ def test_each_option_of_the_source_sets_its_field(options: list[str], field: str
         (["--on-prepare", "p"], "on_prepare", "p"),
         (["--on-commit", "c"], "on_commit", "c"),
         (["--output-dir", "/d", "--multifd-channels", "8"], "multifd_channels", 8),
+        (["--output-dir", "/d", "--switchover-ack"], "switchover_ack", True),
         (["--once"], "once", True),
         (["--json"], "json", True),
         (["--keepalive-timeout", "3"], "keepalive_timeout", 3.0),

@@ -163,6 +163,7 @@ def test_sources_that_cannot_work_name_their_options(fields: dict[str, Any], opt
         ({"ram": (), "guest_qmp": Path("q")}, ["--guest-qmp", "--ram"]),
         ({"output_dir": Path("d"), "guest_qmp": Path("q")}, ["--guest-qmp", "--output-dir"]),
         ({"multifd_channels": 2}, ["--multifd-channels", "--output-dir"]),
+        ({"switchover_ack": True}, ["--switchover-ack", "--output-dir"]),
         ({"multifd_channels": 17, "output_dir": Path("/d")}, ["--multifd-channels", "16"]),
         ({"on_prepare": ""}, ["--on-prepare"]),
         ({"on_commit": "\0"}, ["--on-commit"]),

@@ -40,10 +40,10 @@ static void state_free(struct state *state)
 /* Mostly legal records, and anything. */
 static size_t make_body(struct random *random, uint8_t *to)
 {
-    static const uint16_t types[] = {0x02, 0x02, 0x08, 0x40, 0x40, 0x40, 0x10, 0x200, 0x80, 0x100, 0x04};
+    static const uint16_t types[] = {0x02, 0x02, 0x08, 0x40, 0x40, 0x40, 0x100, 0x10, 0x200, 0x80, 0x04};
     size_t length = 0;
     while (length + 2 * PAGE < BODY && !one_in(random, 40)) {
-        unsigned type = types[below(random, one_in(random, 10) ? 11 : 6)];
+        unsigned type = types[below(random, one_in(random, 10) ? 11 : 7)];
         bool named = length == 0 || one_in(random, 4);
         uint64_t word = below(random, PAGES + one_in(random, 60)) * PAGE | type | (named ? 0 : 0x20);
         for (int shift = 56; shift >= 0; shift -= 8)
@@ -63,6 +63,12 @@ static size_t make_body(struct random *random, uint8_t *to)
             else
                 random_bytes(random, to + length, PAGE);
             length += PAGE;
+        } else if (type == 0x100) {
+            uint8_t bytes = (uint8_t)(one_in(random, 30) ? 0 : 1 + below(random, 100));
+            memset(to + length, 0, 3);
+            to[length + 3] = bytes;
+            random_bytes(random, to + length + 4, bytes);
+            length += 4u + bytes;
         } else {
             uint8_t run = (uint8_t)(1 + below(random, 100));
             to[length++] = 1;
@@ -86,6 +92,7 @@ static enum mk_status walk_all(
 {
     size_t at = 0, fed = 0, block = BLOCKS;
     uint64_t after = 0;
+    bool compressed = false;
     for (;;) {
         struct mk_listed *rows = list ? exactly(LIST * sizeof *rows) : NULL;
         uint8_t *tight = exactly(fed - at);
@@ -96,6 +103,7 @@ static enum mk_status walk_all(
             .ram = &state->ram, .body = tight, .length = fed - at, .block = block, .content = state->content,
             .seen = state->seen, .rounds = list, .after = after,
             .counts = state->counts, .apply = !list, .list = rows, .list_room = list ? LIST : 0,
+            .compressed = compressed,
         };
         enum mk_status status = mk_walk(&walk, &done, &error);
         CHECK(status == MK_OK || (status == MK_RECORD && error.at < fed - at));
@@ -109,7 +117,9 @@ static enum mk_status walk_all(
         *rest = at;
         if (status != MK_OK)
             return status;
-        if (done.consumed == 0 && done.stop != MK_WALK_ROUND) {
+        if (done.stop == MK_WALK_KIND) {
+            compressed = !compressed;
+        } else if (done.consumed == 0 && done.stop != MK_WALK_ROUND) {
             if (fed == length)
                 return MK_OK;
             size_t more = 1 + below(random, piece);

@@ -19,6 +19,7 @@ from migrate.kernel.results import (
     WALK_COUNTERS,
     WALK_EOS,
     WALK_FLUSH,
+    WALK_KIND,
     WALK_LISTED,
     WALK_MORE,
     WALK_ROUND,
@@ -43,6 +44,10 @@ def page(offset: int, content: bytes, name: bytes | None = None) -> bytes:
     return record(8, offset, content, name)
 
 
+def packed(offset: int, content: bytes, name: bytes | None = None) -> bytes:
+    return record(0x100, offset, len(content).to_bytes(4, "big") + content, name)
+
+
 def delta(offset: int, encoded: bytes, name: bytes | None = None) -> bytes:
     return record(0x40, offset, b"\1" + len(encoded).to_bytes(2, "big") + encoded, name)
 
@@ -64,11 +69,16 @@ class Walker:
         self.block: int | None = None
 
     def walk(
-        self, body: bytes, *, apply: bool = True, listing: bytearray | None = None, after: int | None = None
+        self,
+        body: bytes,
+        *,
+        apply: bool = True,
+        listing: bytearray | None = None,
+        after: int | None = None,
+        compressed: bool = False,
     ) -> Any:
-        result = self.kernel.walk(
-            self.ram, body, self.block, self.content, self.seen, self.counts, apply, listing, after
-        )
+        state = self.block, self.content, self.seen, self.counts
+        result = self.kernel.walk(self.ram, body, *state, apply, listing, after, compressed)
         self.block = result.block
         return result
 
@@ -123,6 +133,8 @@ def test_records_land_in_order_and_deltas_change_what_ram_holds(walker: Walker) 
         "xbzrle_bytes": 7,
         "named": 2,
         "continued": 5,
+        "compressed": 0,
+        "compressed_bytes": 0,
     }
 
 
@@ -149,7 +161,6 @@ def test_flush_stops_the_walk(walker: Walker) -> None:
 
 BAD = {
     "hook": record(0x80, 0),
-    "compress-page": record(0x100, 0),
     "unknown-flags": record(0x0A, 0),
     "no-block": zero(0),
     "unknown-block": zero(0, b"pc.rom"),
@@ -180,6 +191,34 @@ def test_the_listing_stops_when_it_is_full(walker: Walker) -> None:
     rows = list(struct.iter_unpack(WALK_LISTED, listing))
     assert rows == [(0, 0, 0, 8, 0), (15 + PAGE, PAGE, 0, 0x60, 3)]
     assert walker.read(0, 0) == bytes(PAGE)
+
+
+def test_compressed_pages_are_taken_apart_from_others(walker: Walker) -> None:
+    row = struct.calcsize(WALK_LISTED)
+    before, after = page(0, A, b"pc.ram"), zero(3 * PAGE)
+    middle = packed(PAGE, b"abc") + packed(2 * PAGE, bytes(PAGE + 13), b"pc.ram")
+    body = before + middle + after + EOS
+    result = walker.walk(body)
+    assert (result.consumed, result.stop) == (len(before), WALK_KIND)
+    listing = bytearray(4 * row)
+    body = body[len(before) :]
+    result = walker.walk(body, listing=listing, compressed=True)
+    assert (result.consumed, result.stop, result.listed) == (len(middle), WALK_KIND, 2)
+    rows = list(struct.iter_unpack(WALK_LISTED, listing[: 2 * row]))
+    assert rows == [(0, PAGE, 0, 0x120, 3), (15, 2 * PAGE, 0, 0x100, PAGE + 13)]
+    assert (walker.count("compressed"), walker.count("compressed_bytes")) == (2, PAGE + 16)
+    assert walker.read(0, PAGE) == bytes(PAGE), "that is for land"
+    assert walker.walk(body[len(middle) :], compressed=True).stop == WALK_KIND
+    assert walker.walk(body[len(middle) :]).stop == WALK_EOS
+    assert [number for number in range(64) if walker.seen[number >> 3] >> (number & 7) & 1] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("length", [0, PAGE + 14, 1 << 31])
+def test_a_compressed_page_of_a_length_that_cannot_be(walker: Walker, length: int) -> None:
+    good = packed(0, b"abc", b"pc.ram")
+    with pytest.raises(RecordError) as caught:
+        walker.walk(good + record(0x100, 0, length.to_bytes(4, "big")), compressed=True)
+    assert (caught.value.rule, caught.value.offset) == ("compress-length", len(good))
 
 
 def test_a_record_that_goes_back_begins_a_round(walker: Walker) -> None:
@@ -227,6 +266,7 @@ def random_body(rng: random.Random) -> bytes:
                     zero(offset, name),
                     page(offset, rng.choice([A, B, bytes(PAGE), rng.randbytes(PAGE)]), name),
                     delta(offset, bytes([rng.randrange(99), run]) + rng.randbytes(run), name),
+                    packed(offset, rng.randbytes(run), name),
                 ]
             )
         )
@@ -245,8 +285,15 @@ def test_both_kernels_do_the_same(rng: random.Random) -> None:
         for module in (_native, reference):
             walker = Walker(module)
             try:
-                outcome: object = walker.walk(body, apply=apply, after=after)
-                outcomes.append((tuple(outcome), walker.everything()))  # type: ignore[call-overload]
+                outcome, at, compressed = [], 0, False
+                while True:
+                    result = walker.walk(body[at:], apply=apply, after=after, compressed=compressed)
+                    outcome.append(tuple(result))
+                    at += result.consumed
+                    if result.stop != WALK_KIND:
+                        break
+                    compressed = not compressed
+                outcomes.append((outcome, walker.everything()))
             except RecordError as error:
                 outcomes.append(((error.rule, error.offset), walker.everything()))
             finally:

@@ -25,6 +25,7 @@ RAM_BYTES = 16 << 20
 WAIT_SECONDS = 60.0
 SHUT_LOADED = bytes.fromhex("0001000400000000")
 SHUT_FAILED = bytes.fromhex("0001000400000001")
+SWITCHOVER_ACK = bytes.fromhex("00070000")
 PONG = bytes.fromhex("00020004")
 
 sys.path.insert(0, str(SHARED / "qemu-guest"))
@@ -295,7 +296,10 @@ def check_stored(output: Path, tap: Tap, **elsewhere: Path) -> dict[str, bytes]:
     for name, content in ram.items():
         assert elsewhere.get(name, output / f"{name}.ram").read_bytes() == content, name
     assert (output / "device-state.bin").read_bytes() == state
-    assert {"page_size", "devices"} <= set(json.loads((output / "vmstate.json").read_text()))
+    described = b'"page_size"' in state
+    assert (output / "vmstate.json").exists() == described
+    if described:
+        assert {"page_size", "devices"} <= set(json.loads((output / "vmstate.json").read_text()))
     migration = json.loads((output / "migration.json").read_text())
     assert migration["bytes"] == len(tap.there)
     assert not list(output.glob("*.migrating"))

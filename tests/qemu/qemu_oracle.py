@@ -225,7 +225,7 @@ def _records(stream: _Bytes, ram: dict[bytes, bytearray], last: list[bytes], mul
             multifd.flushes = True
             multifd.barrier(ram)
             continue
-        need(flags in (2, 8, 0x40))
+        need(flags in (2, 8, 0x40, 0x100))
         if not word & 0x20:
             name = stream.raw(stream.number(1))
             need(name in ram)
@@ -238,11 +238,25 @@ def _records(stream: _Bytes, ram: dict[bytes, bytearray], last: list[bytes], mul
             block[offset : offset + P] = bytes(P)
         elif flags == 8:
             block[offset : offset + P] = stream.raw(P)
+        elif flags == 0x100:
+            length = stream.number(4)
+            need(0 < length <= P + 14)
+            block[offset : offset + P] = _inflated(stream.raw(length))
         else:
             need(stream.number(1) == 1)
             length = stream.number(2)
             need(length <= P)
             block[offset : offset + P] = apply_delta(stream.raw(length), block[offset : offset + P])
+
+
+def _inflated(data: bytes) -> bytes:
+    stream = zlib.decompressobj()
+    try:
+        content = stream.decompress(data, P + 1)
+    except zlib.error:
+        raise IllegalError from None
+    need(len(content) == P and stream.eof and not stream.unused_data)
+    return content
 
 
 def apply_delta(delta: bytes, page: bytes | bytearray) -> bytes:

@@ -16,7 +16,7 @@ from migrate import kernel
 from migrate.daemon.recorded_channels import RecordedChannels
 from migrate.kernel.results import WALK_EOS
 from migrate.protocol.qemu_container import QemuStreamReader
-from migrate.protocol.qemu_ram import QemuRam, kernel_ram
+from migrate.protocol.qemu_ram import ROW_BYTES, ROWS, QemuRam, kernel_ram
 from migrate.protocol.qemu_wire import Command, Configuration, Section, StreamBlock
 from migrate.ram.layout import PageLayout
 
@@ -114,9 +114,12 @@ class Receiver:
             ram = kernel_ram(layout, self.files)
         self.ram = QemuRam(layout.page_size, blocks, ram)
 
-    def records(self, body: memoryview, offset: int) -> tuple[int, int]:
+    def records(self, body: memoryview, offset: int, compressed: bool) -> tuple[int, int]:
         del offset
         assert self.ram is not None
+        if compressed:
+            used, stop, _ = self.ram.walk_compressed(body, bytearray(ROWS * ROW_BYTES))
+            return used, stop
         used, stop, _ = self.ram.walk(body)
         self.counts["eos"] += stop == WALK_EOS
         if stop == WALK_EOS and self._channels is not None and not self.flushes:

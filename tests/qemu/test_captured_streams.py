@@ -104,3 +104,20 @@ def test_a_return_path_is_seen() -> None:
     with Receiver(apply=False) as receiver:
         receiver.take(stream("return-path-q10.0"))
     assert receiver.commands[:2] == [(Command.OPEN_RETURN_PATH, b""), (Command.PING, b"\0\0\0\1")]
+
+
+def test_silence_ends_a_stream_only_behind_a_section_that_began(rng: random.Random) -> None:
+    data = stream("pc-xbzrle-q7.2")
+    end = data.rindex(b"\0\6") + 1
+    with Receiver(apply=False) as receiver:
+        receiver.reader.feed(data[: end - 5000])
+        assert receiver.reader.in_device_state and not receiver.reader.silent()
+        receiver.reader.feed(data[end - 5000 : end - 1])
+        assert not receiver.reader.silent()
+        receiver.reader.feed(data[end - 1 : end])
+        assert receiver.reader.silent() and receiver.reader.finished
+        assert receiver.reader.description is None and data[:end].endswith(receiver.reader.device_state)
+    unknown = rng.randrange(1 << 31, 1 << 32).to_bytes(4, "big")
+    with Receiver(apply=False) as receiver:
+        receiver.reader.feed(data[: end - 5] + unknown + b"\0")
+        assert not receiver.reader.silent()

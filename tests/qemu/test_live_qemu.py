@@ -7,11 +7,23 @@ the source's RAM where the guest stood still all the time.
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import socket
 from pathlib import Path
 
-from live_qemu import PONG, SHUT_FAILED, SHUT_LOADED, Destination, Qemu, Tap, check_stored, send
+from live_qemu import (
+    PONG,
+    SHUT_FAILED,
+    SHUT_LOADED,
+    SWITCHOVER_ACK,
+    Destination,
+    Qemu,
+    Tap,
+    check_stored,
+    send,
+)
 from qemu_support import stream
 
 
@@ -124,3 +136,70 @@ def test_who_says_nothing_more_does_not_stay(output: Path) -> None:
         silent.sendall(b"QEVM\0\0\0\3")
         assert destination.program.wait() == 4
         assert "no list of RAM blocks" in destination.program.wait_event("error")["message"]
+
+
+def test_a_machine_that_does_not_describe_its_devices(shm_dir: Path, output: Path) -> None:
+    with Qemu(shm_dir, more=("-M", "suppress-vmdesc=on")) as qemu:
+        qemu.wait_passes(1)
+        qemu.capabilities("return-path")
+        with Destination("--once", f"--output-dir={output}", "--keepalive-timeout=1") as destination:
+            tap = Tap(destination.port)
+            qemu.do("migrate", uri=f"tcp:127.0.0.1:{tap.port}")
+            assert qemu.wait_migrated()["status"] == "completed"
+            assert destination.program.wait() == 0, destination.program.story()
+            tap.join()
+        check_stored(output, tap)
+        assert not (output / "vmstate.json").exists()
+        qemu.goes_on()
+
+
+def test_silence_within_device_state_is_no_end(output: Path) -> None:
+    data = stream("pc-xbzrle-q7.2")
+    description = data.rindex(b"\0\6")
+    with (
+        Destination("--once", f"--output-dir={output}", "--keepalive-timeout=1") as destination,
+        socket.create_connection(("127.0.0.1", destination.port)) as sock,
+    ):
+        sock.sendall(data[: description - 3])
+        assert destination.program.wait() == 4
+        assert "within the device state" in destination.program.wait_event("error")["message"]
+
+
+def test_a_source_that_waits_for_consent_to_the_switchover(output: Path) -> None:
+    data = stream("return-path-q10.0")
+    for options, start in ((["--switchover-ack"], SWITCHOVER_ACK + PONG), ([], PONG)):
+        with Destination("--once", f"--output-dir={output}", *options) as destination:
+            answers = send(destination.port, data)
+            assert destination.program.wait() == 0, destination.program.story()
+        assert answers.startswith(start) and answers.endswith(SHUT_LOADED)
+        shutil.rmtree(output)
+
+
+def test_switchover_ack_of_a_qemu_that_has_it(qemu: Qemu, output: Path) -> None:
+    known = {capability["capability"] for capability in qemu.do("query-migrate-capabilities")}
+    asks = "switchover-ack" in known  # QEMU 8.1; older ones take the migration for failed
+    qemu.capabilities("return-path", *(["switchover-ack"] if asks else []))
+    with Destination("--once", f"--output-dir={output}", "--switchover-ack") as destination:
+        qemu.do("migrate", uri=f"tcp:127.0.0.1:{destination.port}")
+        assert qemu.wait_migrated()["status"] == ("completed" if asks else "failed")
+        destination.program.wait()
+    qemu.goes_on()
+
+
+def test_a_source_that_compresses_pages_one_by_one(qemu: Qemu, output: Path) -> None:
+    known = {capability["capability"] for capability in qemu.do("query-migrate-capabilities")}
+    if "compress" not in known:  # gone since 9.1; tests/qemu/test_compressed_pages.py has it all the same
+        assert "switchover-ack" in known
+        return
+    qemu.do("stop")
+    qemu.capabilities("compress", "return-path")
+    with Destination("--once", f"--output-dir={output}") as destination:
+        tap = Tap(destination.port)
+        qemu.do("migrate", uri=f"tcp:127.0.0.1:{tap.port}")
+        assert qemu.wait_migrated()["status"] == "completed"
+        assert destination.program.wait() == 0, destination.program.story()
+        tap.join()
+    assert check_stored(output, tap)["mem"] == qemu.ram_file.read_bytes()
+    totals = json.loads((output / "migration.json").read_text())["totals"]
+    assert totals["compressed"] > 100 and totals["compressed_bytes"] > 1000
+    qemu.goes_on()

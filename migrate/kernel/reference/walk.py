@@ -16,6 +16,7 @@ from migrate.kernel.results import (
     WALK_COUNTERS,
     WALK_EOS,
     WALK_FLUSH,
+    WALK_KIND,
     WALK_LISTED,
     WALK_MORE,
     WALK_ROUND,
@@ -52,6 +53,7 @@ def walk(
     apply: bool,
     listing: bytearray | None = None,
     after: int | None = None,
+    compressed: bool = False,
 ) -> WalkResult:
     """Go through the records of a RAM section. Raises RecordError, RamError, ValueError (the contract)."""
     blocks = sorted(ram.by_name.values(), key=lambda each: each.first_page)
@@ -72,6 +74,9 @@ def walk(
             record, end = _read(ram, blocks, data, at, block)
         except _ShortError:
             break
+        if (record.flag == wire.COMPRESSED) != compressed:
+            stop = WALK_KIND
+            break
         if record.flag in (wire.EOS, wire.FLUSH):
             at, stop = end, WALK_EOS if record.flag == wire.EOS else WALK_FLUSH
             break
@@ -85,7 +90,7 @@ def walk(
         counted = _count(ram, blocks[block], record, content)
         if listing is not None:
             flags = record.flag | (0 if record.named else wire.CONTINUE)
-            length = len(record.payload) if record.flag == wire.XBZRLE else 0
+            length = len(record.payload) if record.flag in (wire.XBZRLE, wire.COMPRESSED) else 0
             _ROW.pack_into(
                 listing, listed * _ROW.size, at, record.place * ram.page_size, block, flags, length
             )
@@ -152,9 +157,7 @@ def _read(
         return _Record(start, flag, named, 0, 0, b""), at
     if flag == wire.HOOK:
         raise RecordError("hook", start, "an RDMA hook record")
-    if flag == wire.COMPRESSED:
-        raise RecordError("compress-page", start, "a compressed page")
-    if flag not in (wire.ZERO, wire.PAGE, wire.XBZRLE):
+    if flag not in (wire.ZERO, wire.PAGE, wire.XBZRLE, wire.COMPRESSED):
         raise RecordError("unknown-flags", start, f"no page record has the flags {flag:#x}")
     if named:
         name = take(take(1)[0])
@@ -172,6 +175,12 @@ def _read(
             raise RecordError("zero-fill", start, "a zero page with another fill byte than 0")
     elif flag == wire.PAGE:
         payload = take(ram.page_size)
+    elif flag == wire.COMPRESSED:
+        (length,) = wire.COMPRESSED_HEADER.unpack(take(wire.COMPRESSED_HEADER.size))
+        most = ram.page_size + (ram.page_size >> 12) + (ram.page_size >> 14) + 13
+        if not 0 < length <= min(most, 0xFFFF):
+            raise RecordError("compress-length", start, f"a compressed page of {length} bytes")
+        payload = take(length)
     else:
         encoding, length = wire.XBZRLE_HEADER.unpack(take(wire.XBZRLE_HEADER.size))
         if encoding != wire.XBZRLE_ENCODING:
@@ -189,6 +198,8 @@ def _count(ram: Ram, block: RamBlock, record: _Record, content: bytearray) -> di
     if record.flag == wire.ZERO:
         page = block.first_page + record.place
         return counted | {"zero_again" if content[page >> 3] >> (page & 7) & 1 else "zero": 1}
+    if record.flag == wire.COMPRESSED:
+        return counted | {"compressed": 1, "compressed_bytes": len(record.payload)}
     # What is left untouched does not matter here, so the runs can be told from the delta alone.
     try:
         xbzrle_decode(record.payload, bytearray(ram.page_size))
@@ -213,6 +224,10 @@ def _land(ram: Ram, block: RamBlock, record: _Record, content: bytearray, apply:
     """Put the page into RAM if need be; returns how many pages were written."""
     page = block.first_page + record.place
     held = content[page >> 3] >> (page & 7) & 1
+    if record.flag == wire.COMPRESSED:
+        if not apply:
+            _mark(content, page, True)
+        return 0
     if record.flag == wire.XBZRLE:
         if not record.payload:
             return 0

@@ -22,6 +22,7 @@ COMPRESSED = 0x100
 FLUSH = 0x200
 
 HEADER = struct.Struct(">Q")
+COMPRESSED_HEADER = struct.Struct(">I")
 XBZRLE_HEADER = struct.Struct(">BH")
 XBZRLE_ENCODING = 1
 GAP = 2  # a run header costs two bytes, so a gap of up to two is no longer inside the run
