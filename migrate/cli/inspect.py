@@ -168,7 +168,7 @@ def _extract(options: argparse.Namespace) -> int:
             tuple(options.ram),
             options.directory,
             channels=channels if options.channel else None,
-            postcopy=True,
+            recorded=file,
         )
         stack.callback(receiver.close)
         while data := _read(file, options.stream):

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from migrate.config import RamSpec
-from migrate.errors import StreamError
+from migrate.errors import RamError, StreamError
 from migrate.kernel.results import WALK_EOS
+from migrate.protocol.mapped_ram import MappedPages
 from migrate.protocol.qemu_container import QemuStreamReader
+from migrate.protocol.qemu_multifd import Packet
 from migrate.protocol.qemu_ram import ROW_BYTES, ROWS, QemuRam
-from migrate.protocol.qemu_wire import CAP_IGNORE_SHARED, Command, Configuration, Section, StreamBlock
+from migrate.protocol.qemu_wire import (
+    CAP_IGNORE_SHARED,
+    CAP_MAPPED_RAM,
+    Command,
+    Configuration,
+    Section,
+    StreamBlock,
+)
 from migrate.ram import checkpoint
 from migrate.ram.image import RamImage
 from migrate.ram.windows import cpu_count
 
 MOST_UNPACKERS = 8
+MAPPED_RUN_BYTES = 1 << 20
 OnCommand = Callable[[Command, bytes], None]
 
 
@@ -45,7 +57,7 @@ class QemuReceiver:
         directory: where the others go, and device state and statistics; None: nowhere.
         on_command: gets every command of the stream.
         channels: of multifd; None: multifd is refused.
-        postcopy: go on into postcopy (for recorded streams).
+        recorded: the file that the stream comes from; it may go on into postcopy, or hold mapped-ram.
 
     Attributes:
         migration: an id made here; QEMU has none.
@@ -58,10 +70,11 @@ class QemuReceiver:
         *,
         on_command: OnCommand | None = None,
         channels: PageChannels | None = None,
-        postcopy: bool = False,
+        recorded: BinaryIO | None = None,
     ) -> None:
         self.migration = secrets.token_hex(16)
-        self._reader = QemuStreamReader(self, postcopy=postcopy)
+        self._reader = QemuStreamReader(self, recorded=recorded is not None)
+        self._recorded = recorded
         self._specs = specs
         self._directory = directory
         self._on_command = on_command
@@ -69,6 +82,7 @@ class QemuReceiver:
         self._flushes = False
         """Markers are records of their own; before QEMU 8.1, and with old machine types, every EOS is one."""
         self._configuration = Configuration("")
+        self._mapped: dict[str, MappedPages] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._listing = bytearray()
         self._image: RamImage | None = None
@@ -119,7 +133,10 @@ class QemuReceiver:
         assert self._image is not None and self._ram is not None and self.finished
         if self._channels is not None:
             self._channels.finish()
-        self._check_all_sent()
+        if CAP_MAPPED_RAM in self._configuration.capabilities:
+            self._land_mapped()
+        else:
+            self._check_all_sent()
         counts = self._ram.by_block
         paths = self._image.paths
         result: dict[str, object] = {
@@ -151,6 +168,20 @@ class QemuReceiver:
             )
         self._image.unmark()
         return result
+
+    def _land_mapped(self) -> None:
+        """The list of blocks said where the pages are."""
+        assert self._ram is not None and self._recorded is not None
+        page_size = self._configuration.page_size
+        lander = self._ram.page_channel()
+        buffer = memoryview(bytearray(MAPPED_RUN_BYTES))
+        for name, mapped in self._mapped.items():
+            for first, count in mapped.runs(MAPPED_RUN_BYTES // page_size):
+                data = buffer[: count * page_size]
+                read_fully(self._recorded, mapped.offset + first * page_size, data)
+                offsets = range(first * page_size, (first + count) * page_size, page_size)
+                packed = struct.pack(f">{count}Q", *offsets)
+                lander.land(Packet(name, count, packed, data, sync=False))
 
     def _check_all_sent(self) -> None:
         """Old machine types leave no mark of multifd in the main channel but what is missing there."""
@@ -193,6 +224,7 @@ class QemuReceiver:
         self._image = RamImage.open_destination(specs, lengths, page_size)
         self._image.mark(self.migration)
         self._ram = QemuRam(page_size, blocks, self._image.kernel_ram)
+        self._mapped = {block.name: block.mapped for block in blocks if block.mapped is not None}
 
     def records(self, body: memoryview, offset: int, compressed: bool) -> tuple[int, int]:
         del offset
@@ -218,3 +250,13 @@ class QemuReceiver:
         assert self._ram is not None
         self._flushes = True
         self._channels.synchronise(self._ram)
+
+
+def read_fully(file: BinaryIO, offset: int, into: memoryview) -> None:
+    """Fill it from that place of a file. Raises RamError: it cannot be searched; StreamError: it ends."""
+    try:
+        done = os.preadv(file.fileno(), [into], offset)
+    except OSError as error:
+        raise RamError(f"mapped-ram needs a file that can be searched: {error.strerror}") from error
+    if done < len(into):
+        raise StreamError("truncated", offset + done, "the file ends within its pages")

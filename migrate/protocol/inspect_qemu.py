@@ -28,13 +28,13 @@ class QemuInspector:
     """
 
     def __init__(self, on_record: Callable[[PageRecord], None] | None = None) -> None:
-        self._reader = QemuStreamReader(self, postcopy=True)
+        self._reader = QemuStreamReader(self, recorded=True)
         self._on_record = on_record
         self._rows = bytearray(ROWS * ROW_BYTES)
         self._listing = self._rows if on_record is not None else None
         self._configuration = Configuration("")
         self._ram: QemuRam | None = None
-        self._addresses: dict[str, int | None] = {}
+        self._listed: dict[str, StreamBlock] = {}
         self._sections: Counter[str] = Counter()
         self._commands: list[str] = []
         self._flushes = 0
@@ -72,10 +72,11 @@ class QemuInspector:
                 {
                     "name": block.name,
                     "length": block.length,
-                    "address": self._addresses[block.name],
+                    "address": self._listed[block.name].address,
                     "never_sent": missing[block.name],
                 }
                 | counts[block.name]
+                | _mapped(self._listed[block.name])
                 for block in self._ram.layout.blocks
             ]
             found["totals"] = self._ram.totals
@@ -116,7 +117,7 @@ class QemuInspector:
         self._sections[section.name.lower()] += 1
 
     def blocks(self, blocks: Sequence[StreamBlock]) -> None:
-        self._addresses = {block.name: block.address for block in blocks}
+        self._listed = {block.name: block for block in blocks}
         self._ram = QemuRam(self._configuration.page_size, blocks, None)
 
     def records(self, body: memoryview, offset: int, compressed: bool) -> tuple[int, int]:
@@ -140,3 +141,8 @@ class QemuInspector:
     def multifd_flush(self, offset: int) -> None:
         del offset
         self._flushes += 1
+
+
+def _mapped(block: StreamBlock) -> dict[str, int]:
+    """What a bitmap of mapped-ram says: a page that is not there is zero."""
+    return {} if block.mapped is None else {"normal": block.mapped.present, "never_sent": 0}

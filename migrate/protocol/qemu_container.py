@@ -4,7 +4,7 @@
 
 Everything is handed to `QemuStreamEvents` in the order of the stream; page records go on as ranges of bytes
 to who walks them (`kernel.walk`). What is legal but not read here is refused by name: other sections than
-`ram`, devices before the end of RAM, mapped-ram, huge pages with postcopy, and postcopy unless it is allowed.
+`ram`, devices before the end of RAM, huge pages with postcopy; postcopy and mapped-ram, but not in a file.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Protocol
 from migrate.errors import RecordError, StreamError
 from migrate.kernel.results import WALK_EOS, WALK_FLUSH, WALK_KIND
 from migrate.protocol import qemu_wire as wire
+from migrate.protocol.mapped_ram import HEADER_BYTES, MappedPages, check_bitmap, decode_header
 from migrate.protocol.qemu_device_state import MAX_BYTES, DeviceState
 from migrate.protocol.qemu_wire import COMMAND_LENGTHS, Command, Configuration, Section, StreamBlock
-from migrate.protocol.records import RAM_SAVE_FLAG_MEM_SIZE
+from migrate.protocol.records import RAM_SAVE_FLAG_CONTINUE, RAM_SAVE_FLAG_EOS, RAM_SAVE_FLAG_MEM_SIZE
 
 MAX_MACHINE_NAME = 1024
 MAX_CAPABILITIES = 64
@@ -58,7 +59,7 @@ class QemuStreamReader:
     """Reads one stream. After an error it must not be used again.
 
     Args:
-        postcopy: go on into postcopy (for files, where nobody waits for pages).
+        recorded: this is a file: mapped-ram may be in it, and postcopy, as nobody waits for pages.
 
     Attributes:
         finished: the end of the stream was seen; bytes behind it are ignored.
@@ -66,9 +67,9 @@ class QemuStreamReader:
         description: the JSON at the end, if the source sent it.
     """
 
-    def __init__(self, events: QemuStreamEvents, *, postcopy: bool = False) -> None:
+    def __init__(self, events: QemuStreamEvents, *, recorded: bool = False) -> None:
         self._events = events
-        self._postcopy = postcopy
+        self._recorded = recorded
         self._buffer = bytearray()
         self._at = 0
         self._offset = 0
@@ -80,6 +81,7 @@ class QemuStreamReader:
         self._ram_id: int | None = None
         self._ram_ended = False
         self._packaged = False
+        self._mapped = False
         self._in_device_state = False
         self._is_silent = False
         self._parser = self._stream()
@@ -186,9 +188,11 @@ class QemuStreamReader:
                 uuid = yield from self._take(16)
             else:
                 raise StreamError("configuration", start, f"the subsection {name!r} is unknown")
-        if wire.CAP_MAPPED_RAM in capabilities:
-            raise StreamError("mapped-ram", start, "mapped-ram files are not read here")
-        unknown = set(capabilities) - {wire.CAP_IGNORE_SHARED}
+        self._mapped = wire.CAP_MAPPED_RAM in capabilities
+        if self._mapped and not (self._recorded and wire.CAP_IGNORE_SHARED not in capabilities):
+            message = "mapped-ram is for files (migrate-inspect extract), and not with x-ignore-shared"
+            raise StreamError("mapped-ram", start, message)
+        unknown = set(capabilities) - {wire.CAP_IGNORE_SHARED, wire.CAP_MAPPED_RAM}
         if unknown:
             raise StreamError("configuration", start, f"unknown capabilities: {', '.join(sorted(unknown))}")
         self._configuration = Configuration(machine, page_size, tuple(capabilities), uuid)
@@ -201,7 +205,7 @@ class QemuStreamReader:
             command = Command(number)
         except ValueError:
             raise StreamError("command", start, f"the command {number} is unknown") from None
-        if command in (Command.POSTCOPY_RAM_DISCARD, Command.PACKAGED) and not self._postcopy:
+        if command in (Command.POSTCOPY_RAM_DISCARD, Command.PACKAGED) and not self._recorded:
             raise StreamError("postcopy", start, "the source switches to postcopy, which is not taken here")
         if command is Command.POSTCOPY_RAM_DISCARD:
             try:
@@ -274,7 +278,8 @@ class QemuStreamReader:
             if name in {block.name for block in blocks}:
                 raise StreamError("mem-size", start, f"block {name!r} is listed twice")
             address = (yield from self._be64()) if addresses else None
-            blocks.append(StreamBlock(name, length, address))
+            mapped = (yield from self._read_mapped(length // page_size)) if self._mapped else None
+            blocks.append(StreamBlock(name, length, address, mapped))
             rest -= length
         if not blocks:
             raise StreamError("mem-size", start, "a guest without RAM")
@@ -283,7 +288,26 @@ class QemuStreamReader:
         except ValueError as error:
             raise StreamError("mem-size", start, str(error)) from error
 
+    def _read_mapped(self, pages: int) -> Generator[None, None, MappedPages]:
+        page_size = self._configuration.page_size
+        start = self.offset
+        header = decode_header((yield from self._take(HEADER_BYTES)), start, page_size, pages)
+        start = self.offset
+        bitmap = bytearray((yield from self._take(header.bitmap_bytes)))
+        check_bitmap(bitmap, start, pages)
+        yield from self._skip(header.padding + pages * page_size)
+        return MappedPages(bitmap, header.pages_offset)
+
+    def _read_end_of_records(self) -> Parser:
+        start = self.offset
+        flags = (yield from self._be64()) & (self._configuration.page_size - 1)
+        if flags & ~RAM_SAVE_FLAG_CONTINUE != RAM_SAVE_FLAG_EOS:
+            raise StreamError("mapped-ram", start, f"a record with flags {flags:#x}, but pages are mapped")
+
     def _read_records(self) -> Parser:
+        if self._mapped:
+            yield from self._read_end_of_records()
+            return
         compressed = False
         while True:
             start = self.offset
@@ -347,6 +371,14 @@ class QemuStreamReader:
             yield from self._more()
         self._at += count
         return bytes(self._buffer[self._at - count : self._at])
+
+    def _skip(self, count: int) -> Parser:
+        while count:
+            there = min(count, len(self._buffer) - self._at)
+            self._at += there
+            count -= there
+            if count:
+                yield from self._more()
 
     def _peek(self) -> Generator[None, None, int]:
         value = yield from self._u8()

@@ -12,6 +12,8 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
+from migrate.protocol.mapped_ram import MappedPages
+
 MAGIC = b"QEVM"
 MULTIFD_MAGIC = b"\x11\x22\x33\x44"
 VERSION = 3
@@ -88,6 +90,8 @@ class StreamBlock:
     """Bytes."""
     address: int | None = None
     """Guest-physical; only with x-ignore-shared."""
+    mapped: MappedPages | None = None
+    """Where its pages are in the file; only with mapped-ram."""
 
 
 def encode_shut(status: int) -> bytes:

@@ -75,8 +75,8 @@ def truth(name: str) -> dict[str, bytes]:
 class Receiver:
     """Takes a stream into memfds; a context manager."""
 
-    def __init__(self, *, apply: bool = True, postcopy: bool = False, channels: Sequence[bytes] = ()) -> None:
-        self.reader = QemuStreamReader(self, postcopy=postcopy)
+    def __init__(self, *, apply: bool = True, recorded: bool = False, channels: Sequence[bytes] = ()) -> None:
+        self.reader = QemuStreamReader(self, recorded=recorded)
         self.configuration: Configuration | None = None
         self.commands: list[tuple[Command, bytes]] = []
         self.counts: Counter[str] = Counter()

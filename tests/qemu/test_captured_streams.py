@@ -77,7 +77,7 @@ def test_ignored_blocks_are_announced_and_stay_empty(name: str) -> None:
 
 @pytest.mark.parametrize("name", POSTCOPY)
 def test_postcopy_is_read_from_a_file_and_refused_where_a_guest_would_wait(name: str) -> None:
-    with Receiver(postcopy=True) as receiver:
+    with Receiver(recorded=True) as receiver:
         assert receiver.take(stream(name)) == truth(name)
         check_counts(name, receiver)
         assert receiver.reader.device_state.startswith(b"\x08\x00\x04\x00\x00")
