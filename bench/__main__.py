@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import control, convergence, kernel_part, lane, memory, product
+from bench import control, convergence, inspect_part, kernel_part, lane, memory, product, qemu
 from bench.figures import Part, conditions, describe
 
-PARTS = ("kernel", "lane", "memory", "convergence", "control")
+PARTS = ("kernel", "lane", "memory", "convergence", "control", "qemu")
 SHARED_MEMORY = Path("/dev/shm")
 DESCRIPTION = """Measure the real thing on this machine; say what was demanded and whether it was met.
 
@@ -20,6 +20,7 @@ DESCRIPTION = """Measure the real thing on this machine; say what was demanded a
   memory       peak resident memory of both daemons
   convergence  `sparse` behind 50 MB/s without XBZRLE and with it; the cache rules side by side
   control      time until the control sockets answer while pages move as fast as they can
+  qemu         our destination against a QEMU's, from the same QEMU; migrate-inspect on whole pages
 
 Speeds are ratios to something measured in the same run, medians with their range."""
 EPILOG = """exit codes: 0 everything demanded was met; 1 something was missed, or broke"""
@@ -81,6 +82,8 @@ def _steps(runs: int, quick: bool, shared: Path) -> Iterator[tuple[str, Callable
     yield "convergence", lambda: convergence.run(quick, shared)
     yield "convergence", lambda: convergence.rules(quick, shared)
     yield "control", lambda: control.run(quick, shared)
+    yield "qemu", lambda: qemu.run(runs, min(mib, 512), shared, not quick)
+    yield "qemu", lambda: inspect_part.run(runs, min(mib, 512), shared, not quick)
 
 
 if __name__ == "__main__":

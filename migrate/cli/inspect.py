@@ -175,6 +175,7 @@ def _extract(options: argparse.Namespace) -> int:
             receiver.feed(data)
         receiver.end_of_input()
         result = receiver.complete()
+        receiver.add_digests(result)
     blocks = result["blocks"]
     assert isinstance(blocks, list)
     for block in blocks:

@@ -18,7 +18,7 @@ from migrate.config import DestinationConfig
 from migrate.daemon.page_channels import PageChannels
 from migrate.daemon.qemu_receiver import QemuReceiver
 from migrate.daemon.reporter import Reporter
-from migrate.daemon.sockets import probe_peer, shut_down, tune_control
+from migrate.daemon.sockets import probe_peer, shut_down, tune_lane
 from migrate.errors import (
     CancelledMigration,
     MigrateError,
@@ -77,6 +77,7 @@ class QemuIncoming:
         self._head = head
         self._return_path = False
         self._too_slow = False
+        self._stored = False
         self._cancelled = ""
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[dict[str, object] | MigrateError] = self._loop.create_future()
@@ -119,7 +120,7 @@ class QemuIncoming:
 
     def cancel(self, reason: str) -> bool:
         """End it; `run` raises soon. False: all is stored already."""
-        if self._ended.done():
+        if self._ended.done() or self._stored:
             return False
         self._cancelled = self._cancelled or reason
         shut_down_reading(self._socket)
@@ -139,30 +140,35 @@ class QemuIncoming:
         outcome: dict[str, object] | MigrateError
         try:
             outcome = self._receive()
+            self._stored = True
         except Exception as problem:
             outcome = self._in_words(problem)
         if self._channels is not None:
             self._channels.close()
+        self._say_goodbye(LOADED if self._stored else FAILED)
+        if not isinstance(outcome, MigrateError):
+            try:  # now that nobody waits for it
+                self._receiver.add_digests(outcome)
+            except Exception as problem:
+                outcome = as_error(problem)
         self._receiver.close()
-        self._say_goodbye(FAILED if isinstance(outcome, MigrateError) else LOADED)
         self._loop.call_soon_threadsafe(self._ended.set_result, outcome)
 
     def _receive(self) -> dict[str, object]:
         self._tune()
         self._receiver.feed(self._head)
-        buffer = memoryview(bytearray(CHUNK))
         while not self._receiver.finished:
             if self._receiver.in_device_state:
                 self._socket.settimeout(self._config.keepalive_timeout)
             try:
-                count = self._socket.recv_into(buffer)
+                count = self._socket.recv_into(self._receiver.wanted)
             except TimeoutError:
                 if self._receiver.silent():
                     break
                 raise
             if count == 0:
                 self._receiver.end_of_input()
-            self._receiver.feed(buffer[:count])
+            self._receiver.filled(count)
         result = self._receiver.complete()
         found = [path.stat() for path in self._receiver.paths]
         self.identities += [(status.st_dev, status.st_ino) for status in found]
@@ -170,7 +176,7 @@ class QemuIncoming:
 
     def _tune(self) -> None:
         """A silent source may be a paused one; one whose host is gone is found by the kernel's probes."""
-        tune_control(self._socket)
+        tune_lane(self._socket, sends=False)
         probe_peer(self._socket, self._config.keepalive_timeout)
 
     def _command(self, command: Command, payload: bytes) -> None:

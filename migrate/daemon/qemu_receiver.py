@@ -115,6 +115,15 @@ class QemuReceiver:
         """Nothing came for long, within device state; True: this is the end of the stream."""
         return self._reader.silent()
 
+    @property
+    def wanted(self) -> memoryview:
+        """Where the next bytes go, never empty; then call `filled`."""
+        return self._reader.wanted
+
+    def filled(self, count: int) -> None:
+        """So many bytes of what was wanted are here. Raises as `feed`."""
+        self._reader.filled(count)
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next bytes, RAM straight into its files. Raises StreamError, RamError."""
         self._reader.feed(data)
@@ -125,6 +134,8 @@ class QemuReceiver:
 
     def complete(self) -> dict[str, object]:
         """The stream is whole: write what is not RAM, take the marks off; returns the statistics.
+
+        They have no digests yet: a guest may stand still until this is told.
 
         Raises:
             StreamError: rule "pages-missing", or "multifd-barrier".
@@ -156,18 +167,26 @@ class QemuReceiver:
                     "name": block.name,
                     "length": block.length,
                     "file": str(paths[block.name]),
-                    "sha256": checkpoint.digest(paths[block.name]),
+                    "sha256": None,
                 }
                 | counts[block.name]
                 for block in self._ram.layout.blocks
             ],
         }
         if self._directory is not None:
-            checkpoint.write_results(
-                self._directory, self._reader.device_state, self._reader.description, result
-            )
+            checkpoint.write_state(self._directory, self._reader.device_state, self._reader.description)
+            checkpoint.write_migration(self._directory, result)
         self._image.unmark()
         return result
+
+    def add_digests(self, result: dict[str, object]) -> None:
+        """Read the RAM files and complete the statistics, there and in the folder. Raises RamError."""
+        blocks = result["blocks"]
+        assert isinstance(blocks, list)
+        for block in blocks:
+            block["sha256"] = checkpoint.digest(Path(block["file"]))
+        if self._directory is not None:
+            checkpoint.write_migration(self._directory, result)
 
     def _land_mapped(self) -> None:
         """The list of blocks said where the pages are."""

@@ -25,6 +25,8 @@ from migrate.protocol.records import RAM_SAVE_FLAG_CONTINUE, RAM_SAVE_FLAG_EOS, 
 MAX_MACHINE_NAME = 1024
 MAX_CAPABILITIES = 64
 MAX_BLOCKS = 64
+MEMORY_BYTES = 256 << 10
+"""Fits a cache of the CPU, where the kernel writes from."""
 _BASE_PAGE = 4096
 
 Parser = Generator[None, None, None]
@@ -58,6 +60,9 @@ class QemuStreamEvents(Protocol):
 class QemuStreamReader:
     """Reads one stream. After an error it must not be used again.
 
+    It lends the memory that the next bytes go to, so that pages are not copied on their way: put some into
+    `wanted`, then call `filled`.
+
     Args:
         recorded: this is a file: mapped-ram may be in it, and postcopy, as nobody waits for pages.
 
@@ -70,10 +75,11 @@ class QemuStreamReader:
     def __init__(self, events: QemuStreamEvents, *, recorded: bool = False) -> None:
         self._events = events
         self._recorded = recorded
-        self._buffer = bytearray()
-        self._at = 0
+        self._memory = memoryview(bytearray(MEMORY_BYTES))
+        self._at = self._end = 0
+        """What is read next, and where what came ends."""
         self._offset = 0
-        """Place in the stream of the buffer's first byte."""
+        """Place in the stream of the first byte of the memory."""
         self._closed = False
         self._return_path = False
         self._host_pages = _BASE_PAGE
@@ -94,15 +100,30 @@ class QemuStreamReader:
         """How many bytes of the stream were used."""
         return self._offset + self._at
 
-    def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Take the next bytes. Raises StreamError, and what the events raise."""
-        if self.finished:
-            return
-        self._buffer += data
-        self._go_on()
-        del self._buffer[: self._at]
+    @property
+    def wanted(self) -> memoryview:
+        """Where the next bytes go, never empty."""
+        rest = self._end - self._at  # less than a record
+        self._memory[:rest] = bytes(self._memory[self._at : self._end])
         self._offset += self._at
-        self._at = 0
+        self._at, self._end = 0, rest
+        return self._memory[rest:]
+
+    def filled(self, count: int) -> None:
+        """So many bytes of what was wanted are here. Raises StreamError, and what the events raise."""
+        self._end += count
+        if not self.finished:
+            self._go_on()
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes, copied. Raises StreamError, and what the events raise."""
+        view = memoryview(data)
+        while view and not self.finished:
+            wanted = self.wanted
+            count = min(len(view), len(wanted))
+            wanted[:count] = view[:count]
+            self.filled(count)
+            view = view[count:]
 
     @property
     def in_device_state(self) -> bool:
@@ -311,14 +332,12 @@ class QemuStreamReader:
         compressed = False
         while True:
             start = self.offset
-            view = memoryview(self._buffer)[self._at :]
+            view = self._memory[self._at : self._end]
             try:
                 used, stop = self._events.records(view, start, compressed)
             except RecordError as error:
                 message = error.message.partition(" (rule ")[0]
                 raise StreamError(error.rule, start + error.offset, message) from error
-            finally:
-                view.release()
             self._at += used
             if stop == WALK_EOS:
                 return
@@ -347,7 +366,7 @@ class QemuStreamReader:
         state = DeviceState(self.offset)
         self._in_device_state = True
         while True:
-            data = bytes(self._buffer[self._at :])
+            data = bytes(self._memory[self._at : self._end])
             self._at += len(data)
             ended = state.feed(data) or (self._is_silent and state.is_whole())
             if self._closed and not ended:
@@ -362,19 +381,23 @@ class QemuStreamReader:
 
     def _more(self) -> Parser:
         if self._closed:
-            end = self._offset + len(self._buffer)
+            end = self._offset + self._end
             raise StreamError("truncated", end, "the stream ends in the middle")
         yield
 
     def _take(self, count: int) -> Generator[None, None, bytes]:
-        while len(self._buffer) - self._at < count:
+        data = bytearray()
+        while True:
+            end = min(self._at + count - len(data), self._end)
+            data += self._memory[self._at : end]
+            self._at = end
+            if len(data) == count:
+                return bytes(data)
             yield from self._more()
-        self._at += count
-        return bytes(self._buffer[self._at - count : self._at])
 
     def _skip(self, count: int) -> Parser:
         while count:
-            there = min(count, len(self._buffer) - self._at)
+            there = min(count, self._end - self._at)
             self._at += there
             count -= there
             if count:

@@ -69,22 +69,28 @@ def digest(path: Path) -> str:
         raise RamError(f"{path} cannot be read: {error.strerror}", side="destination") from error
 
 
-def write_results(
-    directory: Path, state: bytes, description: bytes | None, migration: Mapping[str, object]
-) -> None:
-    """Write everything that is not RAM; on disk when this returns. Raises RamError."""
-    files = {DEVICE_STATE: state, MIGRATION: json.dumps(migration, indent=1).encode() + b"\n"}
+def write_state(directory: Path, state: bytes, description: bytes | None) -> None:
+    """Write what followed the RAM; on disk when this returns. Raises RamError."""
+    _write(directory / DEVICE_STATE, state)
     if description is not None:
-        files[DESCRIPTION] = description
-    for name, content in files.items():
-        path = directory / name
-        try:
-            with open(path, "wb", opener=_private) as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise RamError(f"{path} cannot be written: {error.strerror}", side="destination") from error
+        _write(directory / DESCRIPTION, description)
+
+
+def write_migration(directory: Path, migration: Mapping[str, object]) -> None:
+    """Write the statistics, in place of those that are there; on disk when this returns. Raises RamError."""
+    _write(directory / MIGRATION, json.dumps(migration, indent=1).encode() + b"\n")
+
+
+def _write(path: Path, content: bytes) -> None:
+    new = path.with_name(f".{path.name}.new")
+    try:
+        with open(new, "wb", opener=_private) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError as error:
+        raise RamError(f"{path} cannot be written: {error.strerror}", side="destination") from error
 
 
 def _private(path: str, flags: int) -> int:
