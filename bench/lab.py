@@ -215,8 +215,8 @@ class Lab:
             f" --pidfile={base}.pid --ready-file={base}.ready >{base}.log 2>&1 &"
         )
 
-    def end_arrived_guest(self, beat_seconds: float = 0.0) -> None:
-        """Let the guest at the destination beat for a while, then end it in an orderly way."""
+    def wait_arrived(self) -> int:
+        """Wait until the guest beats at the destination; returns its process id."""
         base = self._directory / f"arrived-{self._arrived}"
         end = time.monotonic() + WAIT_SECONDS
         while not base.with_suffix(".ready").exists():
@@ -225,9 +225,18 @@ class Lab:
                 said = log.read_text() if log.exists() else "nothing"
                 raise AssertionError(f"the guest did not come up at the destination; it said: {said}")
             time.sleep(0.005)
+        return int(base.with_suffix(".pid").read_text())
+
+    def end_arrived_guest(self, beat_seconds: float = 0.0) -> None:
+        """Let the guest at the destination beat for a while, then end it in an orderly way."""
+        pid = self.wait_arrived()
         time.sleep(beat_seconds)
-        pidfile = base.with_suffix(".pid")
-        end_process(int(pidfile.read_text()), signal.SIGTERM)
+        end_process(pid, signal.SIGTERM)
+
+    def turn_round(self) -> None:
+        """The next move goes the other way: destination and source change their files."""
+        self.source_ram, self.destination_ram = self.destination_ram, self.source_ram
+        self.source_state, self.destination_state = self.destination_state, self.source_state
 
     def differing_bytes(self) -> int:
         """Bytes that differ between the two sides' RAM files, both guests being stopped."""

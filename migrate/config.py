@@ -132,6 +132,8 @@ class SourceConfig:
     """At the timeout or after the last round: give up, or pause the guest and send whatever is left."""
     source_after: SourceAfter = "keep"
     verify: VerifyLevel = "ram"
+    warm: bool = False
+    """Keep what the destination's RAM files hold, and send only what differs from it."""
     compression: Compression = "none"
     """Of what is left after zero pages and XBZRLE; costs CPU, for slow links."""
     check: bool = False

@@ -153,6 +153,12 @@ def _add_convergence_options(parser: argparse.ArgumentParser) -> None:
         "little-endian, set atomically after the write); for each --ram one",
     )
     group.add_argument(
+        "--warm",
+        action="store_true",
+        help="the destination's RAM files hold an old copy of this guest (or what an attempt before this one "
+        "left): they are read there, and only pages that differ are sent",
+    )
+    group.add_argument(
         "--verify",
         choices=config.VERIFY_LEVELS,
         default="ram",

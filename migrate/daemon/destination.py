@@ -204,12 +204,9 @@ class DestinationDaemon:
         answer: m.Accept | m.Reject | None
         if isinstance(current, Incoming) and current.migration == hello.migration.hex():
             answer = current.resume(hello, channel)
-        elif hello.resume:
-            answer = m.Reject(
-                "no such migration is under way here; migrate-dst may have been started anew",
-                "",
-                "destination",
-            )
+        elif hello.resume and current is None:
+            reason = "no such migration is under way here; migrate-dst may have been started anew"
+            answer = m.Reject(reason, "", "destination", anew=True)
         elif current is not None:
             answer = m.Reject(
                 f"another migration ({current.migration}) is under way here",
@@ -288,7 +285,9 @@ class DestinationDaemon:
             hint = error.hint if isinstance(error, RamError) and error.hint else "--ram"
             return m.Reject(str(error)[:4000], hint[:4000], "destination")
         free = image.available_bytes or 0
-        offer = Offer(dict(lengths), free, self._config.xbzrle_cache_limit, qemu=qemu)
+        offer = Offer(
+            dict(lengths), free, self._config.xbzrle_cache_limit, holds_ram=image.holds_ram, qemu=qemu
+        )
         agreed = negotiate(hello, offer)
         if isinstance(agreed, m.Reject):
             image.close()
@@ -305,7 +304,7 @@ class DestinationDaemon:
             image.close()
             return m.Reject(str(error)[:4000], (error.hint or "--state-dir")[:4000], "destination")
         try:
-            image.mark(hello.migration.hex())
+            image.mark(hello.migration.hex(), keep=agreed.warm)
         except RamError as error:
             journal.remove()
             image.close()

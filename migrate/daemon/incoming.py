@@ -240,6 +240,8 @@ class Incoming:
                 self._spawn(self._allocate_caches(action))
             case a.Verify():
                 self._spawn(self._verify())
+            case a.ReadDigests():
+                self._spawn(self._read_held_ram())
             case a.SendDigests():
                 self._spawn(self._send_digests(action.number, action.digests))
             case a.RunPrepare():
@@ -307,22 +309,34 @@ class Incoming:
     async def _verify(self) -> None:
         digests: bytearray | None = None
         if self._machine.agreement.verify == "full":
-            try:
-                digests = await asyncio.to_thread(
-                    read_digests, self._image, self._machine.keys, cpu_count(), self._stop
-                )
-            except MigrateError as error:
-                self._input(self._machine.failed, error)
+            digests = await self._read_ram()
+            if digests is None:
                 return
         self._input(self._machine.pause.verified, digests)
 
+    async def _read_held_ram(self) -> None:
+        digests = await self._read_ram()
+        if digests is not None:
+            self._input(self._machine.held_ram_read, digests)
+
+    async def _read_ram(self) -> bytearray | None:
+        """Digests of the RAM files as they are; None: that failed, and the machine knows."""
+        keys = self._machine.keys
+        try:
+            return await asyncio.to_thread(read_digests, self._image, keys, cpu_count(), self._stop)
+        except MigrateError as error:
+            self._input(self._machine.failed, error)
+            return None
+
     async def _send_digests(self, number: int, array: bytearray) -> None:
+        """On the present connection; a later one has its own."""
+        channel = self._channel
         for at in range(0, len(array), m.CHUNK_BYTES):
-            if self._channel is None:
+            if channel is None or self._channel is not channel:
                 return
             data = bytes(array[at : at + m.CHUNK_BYTES])
-            self._channel.send(m.Digests(number, at // 16, data, at + len(data) == len(array)))
-            await self._channel.drained()
+            channel.send(m.Digests(number, at // 16, data, at + len(data) == len(array)))
+            await channel.drained()
 
     async def _prepare(self, number: int) -> None:
         error: MigrateError | None = None

@@ -95,6 +95,7 @@ def make_hello(config: SourceConfig, image: RamImage) -> m.Hello:
         lanes=config.lanes,
         codec=config.compression,
         verify=config.verify,
+        warm=config.warm,
         digest_seed=os.urandom(32),
     )
 

@@ -145,10 +145,11 @@ add_changed(struct filler *f, size_t block, uint64_t page, const uint8_t *conten
 }
 
 /* What an unchanged page needs. Returns 1: nothing more to do; 0: to be sent like any other; -1: its record
- * does not fit. */
-static int add_unchanged(struct filler *f, size_t block, uint64_t page)
+ * does not fit. QEMU sends every page of the bulk round, since its peer's RAM is zero then; a peer that began
+ * with an old copy holds others already. */
+static int add_unchanged(struct filler *f, size_t block, uint64_t page, bool zero)
 {
-    if (f->cache && f->cache->qemu_rule) {
+    if (f->cache && f->cache->qemu_rule && (f->lookups || zero)) {
         int64_t slot = f->lookups ? mk_cache_find(f->cache, page) : MK_NO_SLOT;
         if (slot == MK_NO_SLOT)
             return 0;
@@ -173,7 +174,7 @@ static bool take(struct filler *f, size_t block, uint64_t page, const uint8_t *c
     struct mk_u128 before = digest_at(q->digests, page);
     int done = 0;
     if (same(digest, before) && !bit_is_set(q->owed, page)) {
-        done = add_unchanged(f, block, page);
+        done = add_unchanged(f, block, page, zero);
         if (done < 0)
             return false;
     }

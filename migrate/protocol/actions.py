@@ -183,8 +183,13 @@ class StopHook(Action):
 
 
 @dataclass(frozen=True)
+class ReadDigests(Action):
+    """Destination: read what the RAM files hold → `held_ram_read`."""
+
+
+@dataclass(frozen=True)
 class SendDigests(Action):
-    """Destination: send these digests in chunks, for the pause of that number."""
+    """Destination: send these digests in chunks, for the pause or the attempt of that number."""
 
     number: int
     digests: bytearray

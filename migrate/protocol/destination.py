@@ -26,6 +26,7 @@ from migrate.protocol.destination_cache import DestinationCache
 from migrate.protocol.destination_lanes import DestinationLanes
 from migrate.protocol.destination_pause import DestinationPause
 from migrate.protocol.destination_states import BEFORE_COMMIT, EXPECTED, STATUS, TRANSITIONS, DestinationState
+from migrate.protocol.destination_warm import DestinationWarm
 from migrate.protocol.handshake import Agreement
 from migrate.protocol.journal_record import Step
 from migrate.protocol.keepalive import Keepalive
@@ -95,6 +96,7 @@ class DestinationMachine:
             agreement, hello.page_size, self.lanes, self.emit, self._send_of_lanes, self.stats
         )
         self.pause = DestinationPause(self, image)
+        self._warm = DestinationWarm(self.digests, self.emit)
 
     # --- for the shell ----------------------------------------------------------------------------
 
@@ -137,6 +139,8 @@ class DestinationMachine:
         self.stats.status = "setup"
         self.stats.setup_done(now)
         self._link(now)
+        if self.agreement.warm:
+            self._warm.begin()
         self._accept()
         self._set_status("active")
 
@@ -156,7 +160,8 @@ class DestinationMachine:
             self.hello.page_size,
             self.hello.digest_seed,
         )
-        if not hello.resume or not same:
+        begun = any(epoch for epoch, _ in self.lanes.positions)
+        if (begun and not hello.resume) or not same:
             return m.Reject("the resumed migration is not the one that began", "", "source")
         self.hello = hello
         self.stats.reconnects += 1
@@ -269,6 +274,12 @@ class DestinationMachine:
         del now
         if self.state is not DestinationState.ENDED:
             self._cache.allocated(caches)
+
+    def held_ram_read(self, now: float, digests: bytearray) -> None:
+        """What the RAM files held when the migration began."""
+        del now
+        if self.state is DestinationState.ACTIVE:
+            self._warm.read(digests, self.hello)
 
     # --- inputs: the journal, ends ------------------------------------------------------------------
 
@@ -410,8 +421,10 @@ class DestinationMachine:
                 self._secret,
                 [m.LanePosition(epoch, sequence) for epoch, sequence in positions],
                 self._free_bytes,
+                self.agreement.warm and self.hello.warm,
             )
         )
+        self._warm.tell(self.hello)
 
     def _send_of_lanes(self, message: Message) -> None:
         """Not between two attempts: acknowledgements of the old one's lanes are not for the new one, whose

@@ -30,6 +30,8 @@ class Offer:
     """Room for RAM on the file systems of the blocks."""
     cache_limit: int
     lane_limit: int = MAX_LANES
+    holds_ram: bool = False
+    """A RAM file has content that could be kept."""
     qemu: QemuMachine | None = None
     """The QEMU that waits here; it loads the devices of the source's."""
 
@@ -46,6 +48,8 @@ class Agreement:
     verify: str
     cache_limit: int
     """What the source may ask for later, at most."""
+    warm: bool
+    """The RAM files keep what they hold, and the source is told its digests."""
 
     def as_fields(self) -> dict[str, object]:
         """Fields of the event `negotiated`."""
@@ -111,6 +115,7 @@ def negotiate(hello: Hello, offer: Offer) -> Agreement | Reject:
         hello.codec,
         hello.verify,
         offer.cache_limit,
+        hello.warm and offer.holds_ram,
     )
 
 

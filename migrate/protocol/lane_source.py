@@ -132,9 +132,13 @@ class SourceLane:
     @property
     def remaining(self) -> int:
         """Pages that wait to be sent, owed ones included."""
+        return self.waiting().count()
+
+    def waiting(self) -> DirtyBitmap:
+        """The pages that wait to be sent, owed ones included."""
         waiting = self._pending.copy()
         waiting.union(self._owed)
-        return waiting.count()
+        return waiting
 
     @property
     def window_full(self) -> bool:

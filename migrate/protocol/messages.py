@@ -6,6 +6,7 @@ frame      = be32 length, be32 CRC-32C of the payload, payload (msgpack, see sch
 source                                        destination
 hello ─────────────────────────────────────→
                             ←──────────────── accept | reject
+                            ←──────────────── digests …, of what the destination holds, if that was wished for
 (lane) lane-open ──────────────────────────→
 (lane) batches ════════════════════════════→
                             ←──────────────── ack, per batch, once it is in RAM
@@ -128,6 +129,8 @@ class Hello(Message):
     codec: Word
     verify: Word
     digest_seed: Secret
+    warm: bool = False
+    """Keep what the RAM files hold, and send its digests: only what differs is to be sent."""
     qemu: Annotated[list[QemuMachine], Range(0, 1)] = field(default_factory=list)
     """The QEMU whose guest this is and whose devices come with `prepare`; none for other guests."""
 
@@ -147,6 +150,8 @@ class Accept(Message):
     secret: Secret
     positions: Annotated[list[LanePosition], Range(0, MAX_LANES)]
     free_bytes: U64
+    warm: bool = False
+    """The digests of what the RAM files hold follow, numbered with the attempt; otherwise they hold zeros."""
 
 
 @message("reject")
@@ -157,6 +162,8 @@ class Reject(Message):
     reason: Text
     option: Text
     side: Word
+    anew: bool = False
+    """There is nothing to resume here, since this daemon is another one: a hello that begins would do."""
 
 
 @message("lane-open")
@@ -286,6 +293,7 @@ class Digests(Message):
     """16 bytes a page, from page `first` on, in order."""
 
     number: U32
+    """Of the pause that they answer, or of the attempt at whose beginning they stand."""
     first: U64
     data: Annotated[bytes, Range(16, CHUNK_BYTES)]
     last: bool

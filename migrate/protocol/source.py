@@ -15,11 +15,9 @@ from migrate.config import SourceConfig
 from migrate.errors import CancelledMigration, MigrateError, NetworkError, ProtocolError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
-from migrate.protocol.batch import CODECS
-from migrate.protocol.handshake import lane_cache_bytes
 from migrate.protocol.journal_record import Step
 from migrate.protocol.lane_link import LaneLink
-from migrate.protocol.lane_source import SentBatch, SourceLane
+from migrate.protocol.lane_source import SentBatch
 from migrate.protocol.parameters import CACHE_SIZE, with_parameters
 from migrate.protocol.peer_errors import peer_error
 from migrate.protocol.schema import Message
@@ -29,6 +27,7 @@ from migrate.protocol.source_ending import SourceEnding
 from migrate.protocol.source_link import ControlState, SourceLink, rejected
 from migrate.protocol.source_pause import PauseSequence
 from migrate.protocol.source_rounds import HarvestResult, SourceRounds
+from migrate.protocol.source_setup import SourceSetup
 from migrate.protocol.source_states import (
     DECIDED,
     EXPECTED,
@@ -71,7 +70,8 @@ class SourceMachine:
         self.pause = PauseSequence(self)
         self.commit = CommitSequence(self)
         self.ending = SourceEnding(self)
-        self._cache = SourceCache(self)
+        self.cache = SourceCache(self)
+        self._setup = SourceSetup(self, image)
 
     # --- for the shell ----------------------------------------------------------------------------
 
@@ -89,6 +89,11 @@ class SourceMachine:
         """The root over what was sent: that of empty RAM and what each lane changed it by."""
         changed = sum(link.lane.lane_sum for link in self.link.lanes)
         return (self.digests.root + changed) % (1 << 128)
+
+    @property
+    def knows_held_ram(self) -> bool:
+        """What the destination holds is known: pages may be sent."""
+        return not self._setup.waiting
 
     @property
     def outcome(self) -> str:
@@ -155,10 +160,14 @@ class SourceMachine:
             case m.Pong():
                 self.link.keepalive.ponged(now, message.number)
             case m.Accept():
-                self._accepted(now, message)
+                self._setup.accepted(now, message)
+                self._advance(now)
             case m.Reject():
                 if self.link.control is not ControlState.GREETING:
                     raise ProtocolError("a reject came that answers no hello")
+                if message.anew and self.link.hello.resume and self.state in LIVE:
+                    self._setup.begin_anew()
+                    return
                 self.ending.fail(now, rejected(message))
             case m.Failed() | m.Cancel() if self.state in DECIDED:
                 self.commit.lost(now, f"the destination ended: {message.reason}")
@@ -175,6 +184,11 @@ class SourceMachine:
     def _expected_message(self, now: float, message: Message) -> None:
         if self.state is SourceState.ENDING:
             return
+        if isinstance(message, m.Digests) and self._setup.waiting:
+            self._setup.digests(message)
+            self._advance(now)
+            self.rounds.check_tracked(now)
+            return
         if isinstance(message, NUMBERED) and self.pause.is_late(message.number):
             return
         if self.state not in EXPECTED.get(type(message), frozenset()):
@@ -183,7 +197,7 @@ class SourceMachine:
             case m.Ack():
                 self._acknowledged(now, message)
             case m.CacheAgreed() | m.CacheRefused():
-                self._cache.message(message)
+                self.cache.message(message)
             case m.LaneReset():
                 self.link.lane_reset(message)
                 if self.state in PAUSED:
@@ -246,7 +260,7 @@ class SourceMachine:
         """There is memory for page caches of another size, one a lane; None: there is not."""
         del now
         if self.state in LIVE:
-            self._cache.allocated(caches)
+            self.cache.allocated(caches)
 
     def harvested(self, now: float, result: HarvestResult) -> None:
         """A harvest is done."""
@@ -274,7 +288,7 @@ class SourceMachine:
         self.config = with_parameters(self.config, values)
         self.rounds.policy.limit(self.config)
         if CACHE_SIZE in values:
-            self._cache.want(values[CACHE_SIZE])
+            self.cache.want(values[CACHE_SIZE])
         if self.state in (SourceState.LAST_ROUND, SourceState.PREPARING):
             self.emit(a.SetRate(self.config.switchover_bandwidth))
         elif self.state in LIVE:
@@ -313,44 +327,6 @@ class SourceMachine:
 
     # --- setting up, lanes ----------------------------------------------------------------------
 
-    def _accepted(self, now: float, accept: m.Accept) -> None:
-        resumed = self.link.agreed is not None
-        self.link.accepted(now, accept)
-        if resumed:
-            self._cache.reconnected()
-            self._advance(now)
-            return
-        self.stats.cache_size = accept.cache_bytes
-        self._cache.accepted(self.link.hello, accept)
-        fields = {
-            "cache_size": accept.cache_bytes,
-            "cache_rule": accept.cache_rule,
-            "lanes": accept.lanes,
-            "compression": accept.codec,
-            "verify": accept.verify,
-            "peer": accept.software,
-            "free_bytes": accept.free_bytes,
-        }
-        self.emit(a.Report("negotiated", fields))
-        if self.config.check:
-            self.ending.checked(now)
-            return
-        for number in range(accept.lanes):
-            lane = SourceLane(
-                number,
-                accept.lanes,
-                self._image,
-                self.keys,
-                self.digests.array,
-                lane_cache_bytes(accept.cache_bytes, accept.lanes),
-                accept.cache_rule,
-                CODECS[accept.codec],
-            )
-            self.link.lanes.append(LaneLink(lane))
-        self.enter(SourceState.TRACKING)
-        self.emit(a.StartTracker())
-        self._advance(now)
-
     def _advance(self, now: float) -> None:
         """Reset and open lanes where it is time; a lane that never gets anywhere ends the migration."""
         if self.state in DECIDED:
@@ -358,10 +334,11 @@ class SourceMachine:
         if not self.link.in_flight_bytes:
             self.rounds.meter.idle(now)
         try:
+            self._setup.check(now)
             self.link.advance(now)
         except NetworkError as error:
             self.ending.fail(now, error)
-        self._cache.check()
+        self.cache.check()
 
     def _acknowledged(self, now: float, message: m.Ack) -> None:
         if message.lane >= len(self.link.lanes):
@@ -373,7 +350,7 @@ class SourceMachine:
             self.emit(a.PassAck(message.lane, message.epoch, message.sequence))
         if not self.link.in_flight_bytes:
             self.rounds.meter.idle(now)
-        self._cache.check()
+        self.cache.check()
         self.rounds.check_settled(now)
         self.rounds.check_out(now)
         if self.state is SourceState.LAST_ROUND:

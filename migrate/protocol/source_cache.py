@@ -63,6 +63,16 @@ class SourceCache:
         if self._phase is _Phase.ASKED:
             self._ask()
 
+    def begin_anew(self) -> int:
+        """The destination's caches are gone. Returns the size to ask for in a new hello."""
+        size = self._in_force if self._phase is _Phase.IDLE else self._asked
+        if self._wanted is not None:
+            size = self._wanted
+        self._phase = _Phase.IDLE
+        self._caches = ()
+        self._wanted = size
+        return size
+
     def check(self) -> None:
         """Go on where that is possible now; call it when something may have changed."""
         machine = self._machine

@@ -94,8 +94,24 @@ class SourceLink:
         """Sent and not acknowledged, over all lanes."""
         return sum(link.in_flight_bytes for link in self.lanes)
 
+    def begin_anew(self, cache_bytes: int) -> None:
+        """The destination knows nothing of this migration: ask as at first, for caches of that size.
+
+        `connect` follows when no lane thread runs any more.
+        """
+        self.control = ControlState.CONNECTING
+        self.agreed = None
+        self.repair = None
+        attempt = self.hello.attempt + 1
+        self.hello = replace(self.hello, attempt=attempt, resume=False, warm=True, cache_bytes=cache_bytes)
+        self._emit(a.Disconnect())
+
+    def knows_held_ram(self) -> None:
+        """What the destination holds is known, and need not be told again."""
+        self.hello = replace(self.hello, warm=False)
+
     def connect(self) -> None:
-        """Open the first connection."""
+        """Open a connection, the first one or that of a new beginning."""
         self.control = ControlState.CONNECTING
         self._emit(a.Connect(0.0))
 
@@ -213,7 +229,7 @@ class SourceLink:
         Raises:
             NetworkError: a lane was reset again and again without getting anything across.
         """
-        if not self.up:
+        if not self.up or self.hello.warm:
             return
         for link in self.lanes:
             if link.resettable:
@@ -270,12 +286,16 @@ class SourceLink:
         hello = self.hello
         if not 1 <= accept.lanes <= hello.lanes or accept.cache_bytes > hello.cache_bytes:
             raise ProtocolError("the destination accepted more than was asked for")
+        if accept.warm and not hello.warm:
+            raise ProtocolError("the destination kept its RAM, which was not asked for")
         asked = (hello.cache_rule, hello.codec, hello.verify)
         if accept.version not in hello.versions or (accept.cache_rule, accept.codec, accept.verify) != asked:
             raise ProtocolError("the destination accepted something else than was asked for")
 
     def _check_unchanged(self, agreed: m.Accept, accept: m.Accept) -> None:
-        unchanged = replace(accept, positions=agreed.positions, free_bytes=agreed.free_bytes)
+        unchanged = replace(
+            accept, positions=agreed.positions, free_bytes=agreed.free_bytes, warm=agreed.warm
+        )
         if unchanged != replace(agreed, secret=accept.secret):
             raise ProtocolError("the destination accepted the resumed migration with other values")
         if len(accept.positions) != len(self.lanes):

@@ -70,6 +70,15 @@ class SourceRounds:
         """Whatever becomes of a harvest, nothing fetched is lost."""
         self._dirty.union(harvest.dirty)
 
+    def add(self, dirty: DirtyBitmap) -> None:
+        """Pages that the destination holds in another way than it was thought."""
+        self._dirty.union(dirty)
+
+    def begin_anew(self) -> None:
+        """New lanes take over what those before them had to send, under the same round."""
+        self._machine.stats.remaining_pages = self.harvested_pages
+        self.start_lanes(STAGE_BULK if self.number == 1 else STAGE_ROUND)
+
     def tracking(self, now: float, first: HarvestResult) -> None:
         """The tracker is on; `first` holds every page that is not a hole."""
         self._first = first
@@ -78,7 +87,7 @@ class SourceRounds:
     def check_tracked(self, now: float) -> None:
         """Begin to send; where all of it is sent in the pause, only once every lane works."""
         machine = self._machine
-        if machine.state is not SourceState.TRACKING or self._first is None:
+        if machine.state is not SourceState.TRACKING or self._first is None or not machine.knows_held_ram:
             return
         if self._live:
             self._start_round(now, self._first, STAGE_BULK)
@@ -97,7 +106,8 @@ class SourceRounds:
         machine = self._machine
         if machine.state is not SourceState.SENDING:
             return
-        if not all(link.round_out == self.number for link in machine.link.lanes):
+        lanes = machine.link.lanes
+        if not lanes or not all(link.round_out == self.number for link in lanes):
             return
         if machine.link.in_flight_bytes > self._bearable(now):
             return

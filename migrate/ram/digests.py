@@ -31,7 +31,7 @@ class DigestTable:
 
     def __init__(self, keys: kernel.Keys, layout: PageLayout) -> None:
         self.keys = keys
-        self._layout = layout
+        self.layout = layout
         self.array = zero_digests(keys, layout)
         """Layout: two u64 a page, little-endian, low half first."""
         self.root = 0
@@ -45,7 +45,7 @@ class DigestTable:
     def recompute_root(self) -> int:
         """Set the root from the array, for use after the array was changed as a whole; returns it."""
         self.root = sum(
-            kernel.root(self.keys, self.array, block.first_page, block.pages) for block in self._layout.blocks
+            kernel.root(self.keys, self.array, block.first_page, block.pages) for block in self.layout.blocks
         )
         self.root %= _SUM
         return self.root
@@ -61,7 +61,7 @@ class DigestTable:
         """
         if len(other) != len(self.array):
             raise ValueError(f"digest arrays of {len(self.array)} and {len(other)} bytes")
-        bitmap = bytearray(kernel.bitmap_bytes(self._layout.total_pages))
+        bitmap = bytearray(kernel.bitmap_bytes(self.layout.total_pages))
         for offset, size in _unequal(self.array, memoryview(other)):
             mine = memoryview(self.array)[offset : offset + size].cast("Q").tolist()
             theirs = memoryview(other)[offset : offset + size].cast("B").cast("Q").tolist()
@@ -71,10 +71,10 @@ class DigestTable:
         return bitmap
 
     def _stripe_sums(self) -> Iterator[int]:
-        for block in self._layout.blocks:
+        for block in self.layout.blocks:
             end = block.first_page + block.pages
-            for first in range(block.first_page, end, self._layout.stripe_pages):
-                pages = min(self._layout.stripe_pages, end - first)
+            for first in range(block.first_page, end, self.layout.stripe_pages):
+                pages = min(self.layout.stripe_pages, end - first)
                 yield kernel.root(self.keys, self.array, first, pages)
 
 

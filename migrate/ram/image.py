@@ -3,7 +3,8 @@
 The source reads its files and never changes them. The destination's files go through these states:
 
     open_destination ─→ opened: locked, checked, nothing changed (missing files exist, empty)
-        mark(id)     ─→ incoming: `<file>.migrating` stands beside each file that nobody holds; all are holes
+        mark(id)     ─→ incoming: `<file>.migrating` stands beside each file that nobody holds; all are holes,
+                        or (warm start) what they were
         unmark()     ─→ whole: the marks are gone, a guest may use the files
 
 Closed while opened: files made for it are removed again. Closed while incoming: the marks stay.
@@ -118,10 +119,18 @@ class RamImage:
             image.close()
         return image
 
-    def mark(self, migration_id: str) -> None:
+    @property
+    def holds_ram(self) -> bool:
+        """Destination: a file has the length of its block, and thus maybe content that is worth keeping."""
+        return any(file.length == block.length for file, block in self._placed())
+
+    def mark(self, migration_id: str, *, keep: bool = False) -> None:
         """Put the marks, then make each file of its block's length and all holes.
 
         On an image that is marked already, only the marks are renewed.
+
+        Args:
+            keep: leave a file that has its block's length as it is (warm start).
 
         Raises:
             RamError: a mark cannot be written (no file was changed then), or a file cannot be resized.
@@ -133,6 +142,8 @@ class RamImage:
             return
         self._incoming = True
         for file, block in self._placed():
+            if keep and file.length == block.length:
+                continue
             try:
                 file.empty(block.length)
             except OSError as error:

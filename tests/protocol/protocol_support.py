@@ -61,6 +61,11 @@ class RamFiles:
         """Block name → bytes."""
         return {spec.name: count * self.page_size for spec, count in zip(self.specs, self.pages, strict=True)}
 
+    @property
+    def exist(self) -> bool:
+        """Whether any of the files has content."""
+        return any(spec.path.exists() and spec.path.stat().st_size for spec in self.specs)
+
     def create(self) -> None:
         """Make the files: all holes."""
         for spec, count in zip(self.specs, self.pages, strict=True):

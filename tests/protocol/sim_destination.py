@@ -63,10 +63,20 @@ class DestinationShell:
         assert self.machine is not None
         return self.machine
 
+    def kill(self) -> None:
+        """The daemon is gone, with all that it knew; its peer sees its connections end."""
+        self.finished = True
+        for connection in [*self._readers, *self._greeting, *self._lanes.values()]:
+            connection.close("destination")
+        for receiver in self._receivers.values():
+            receiver.stop()
+
     # --- inputs -----------------------------------------------------------------------------------
 
     def input(self, call: Callable[..., object], *arguments: object) -> None:
-        """Tell the machine and do what it asks for."""
+        """Tell the machine and do what it asks for; slow work may outlive the daemon that began it."""
+        if self is not self.world.destination:
+            return
         call(self.world.now, *arguments)
         self.perform()
 
@@ -175,7 +185,8 @@ class DestinationShell:
         if self.machine is None and not hello.resume:
             reject = self._begin(connection, hello)
         elif self.machine is None or self.finished:
-            reject = m.Reject("no such migration is under way here", "", "destination")
+            anew = self.machine is None
+            reject = m.Reject("no such migration is under way here", "", "destination", anew)
         else:
             reject = self.machine.resume(self.world.now, hello)
             if reject is None:
@@ -216,11 +227,14 @@ class DestinationShell:
             connection.write("destination", m.encode_frame(message))
 
     def _begin(self, connection: Connection, hello: m.Hello) -> m.Reject | None:
-        offer = Offer({block.name: None for block in hello.blocks}, 1 << 30, self.world.scenario.cache_limit)
-        agreed = negotiate(hello, offer)
+        blocks: dict[str, int | None] = {block.name: None for block in hello.blocks}
+        holds_ram = self.world.there.exist
+        agreed = negotiate(
+            hello, Offer(blocks, 1 << 30, self.world.scenario.cache_limit, holds_ram=holds_ram)
+        )
         if isinstance(agreed, m.Reject):
             return agreed
-        image = self.world.open_destination()
+        image = self.world.open_destination(keep=agreed.warm)
         scenario = self.world.scenario
         self.machine = WatchedDestination(
             hello, agreed, image, SECRET, 1 << 30, scenario.keepalive_timeout, scenario.reconnect_timeout
@@ -276,6 +290,9 @@ class DestinationShell:
             case a.Verify():
                 assert not self._receivers, "RAM is verified while a lane thread may write to it"
                 self._wait_for(0.0, self._verify)
+            case a.ReadDigests():
+                digests = digests_now(world.open_destination(), self.made.keys)
+                self._wait_for(world.scenario.verify_seconds, partial(self._held_ram_read, digests))
             case a.AllocateCaches():
                 caches = world.allocate("destination", self.made.keys, action)
                 self._wait_for(0.0, partial(self._allocated, caches))
@@ -323,6 +340,10 @@ class DestinationShell:
         self._disconnect()
 
     # --- slow work --------------------------------------------------------------------------------
+
+    def _held_ram_read(self, digests: bytearray) -> None:
+        if not self.finished:
+            self.input(self.made.held_ram_read, digests)
 
     def _allocated(self, caches: list[kernel.PageCache | None] | None) -> None:
         if not self.finished:

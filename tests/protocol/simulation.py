@@ -40,9 +40,10 @@ STEP_SECONDS = 0.0004
 TICK_SECONDS = 0.05
 MOST_SECONDS = 600.0
 MOST_STEPS = 300_000
+UNPREPARED = (DestinationState.ACTIVE, DestinationState.PREPARING)
 
 
-MORE_REMAINS = {"outlook", "lane-reset"}
+MORE_REMAINS = {"outlook", "lane-reset", "begun-anew"}
 TAKES_LONGER = {"outlook", "pausing", "resumed"}
 """Reports that say why."""
 
@@ -85,6 +86,10 @@ class Scenario:
     prepare_seconds: float = 0.0
     commit_seconds: float = 0.0
 
+    warm: int = 0
+    """So many pages are at the destination already, others hold something else; 0: a cold start."""
+    restarts: tuple[int, ...] = ()
+    """Steps at which the destination's daemon is killed and started again, if it is not prepared by then."""
     resizes: tuple[tuple[int, int], ...] = ()
     """(step, bytes): a person wants page caches of that size from there on."""
     faults: tuple[Fault, ...] = ()
@@ -141,11 +146,24 @@ class World:
         self.guest = Guest(self.here, self.rng, scenario.small_writes)
         for _ in range(sum(scenario.pages)):
             self.guest.write()
+        if scenario.warm:
+            self._make_old_copy(scenario.warm)
         self.source_image = RamImage.open_source(self.here.specs, PAGE)
         self._image: RamImage | None = None
         self.tracker = self._make_tracker()
         self.source = SourceShell(self, self._make_source())
         self.destination = DestinationShell(self)
+
+    def _make_old_copy(self, pages: int) -> None:
+        """The destination's files hold some of the guest's pages, zeros, and the pages of another guest."""
+        self.there.create()
+        for number, (here, count) in enumerate(zip(self.here.read(), self.scenario.pages, strict=True)):
+            for page in range(count):
+                if pages > 0:
+                    self.there.write(number, page, here[page * PAGE : (page + 1) * PAGE])
+                elif self.rng.random() < 0.5:
+                    self.there.write(number, page, self.rng.randbytes(PAGE))
+                pages -= 1
 
     def _make_tracker(self) -> DirtyTracker:
         if self.scenario.tracker == "scan":
@@ -176,6 +194,7 @@ class World:
             cache_rule=scenario.cache_rule,
             cache_bytes=scenario.cache_bytes,
             verify=scenario.verify,
+            warm=bool(scenario.warm),
         )
         return WatchedSource(hello, config, self.source_image, self.tracker.live)
 
@@ -188,12 +207,26 @@ class World:
 
     # --- for the shells -----------------------------------------------------------------------------
 
-    def open_destination(self) -> RamImage:
+    def open_destination(self, *, keep: bool = False) -> RamImage:
         """The destination's image, marked as incoming."""
         if self._image is None:
             self._image = RamImage.open_destination(self.there.specs, self.here.lengths, PAGE)
-            self._image.mark(MIGRATION.hex())
+            self._image.mark(MIGRATION.hex(), keep=keep)
         return self._image
+
+    def restart_destination(self) -> None:
+        """Its daemon is killed and started again at once."""
+        there = self.destination
+        if self.source.finished or (there.machine is not None and there.machine.state not in UNPREPARED):
+            return
+        there.kill()
+        if self._image is not None:
+            self._image.close()
+            self._image = None
+        for connection in self.network.backlog:
+            connection.close("destination")
+        self.network.backlog.clear()
+        self.destination = DestinationShell(self)
 
     def after(self, seconds: float, work: Callable[[], None]) -> None:
         """Do it later."""
@@ -288,6 +321,8 @@ class World:
         self.rng.choice(ready)()
         self.now += STEP_SECONDS
         self.steps += 1
+        if self.steps in self.scenario.restarts:
+            self.restart_destination()
         for step, size in self.scenario.resizes:
             if step == self.steps:
                 self.resize(size)

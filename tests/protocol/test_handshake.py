@@ -31,6 +31,7 @@ AGREED = Agreement(
     codec="none",
     verify="ram",
     cache_limit=1 << 20,
+    warm=False,
 )
 
 
@@ -53,6 +54,10 @@ def test_the_plain_case() -> None:
         ({"cache_bytes": 2 * SLOT - 1, "lanes": 2}, {"lane_limit": 1}, {"cache_bytes": 2 * SLOT - 1}),
         ({"page_size": 8192, "blocks": [m.Block("pc.ram", 8192)]}, {}, {}),
         ({"page_size": 16384, "blocks": [m.Block("pc.ram", 16384)]}, {}, {"cache_bytes": 0}),
+        # warm: if it is wished for and there is something
+        ({"warm": True}, {"holds_ram": True}, {"warm": True}),
+        ({"warm": True}, {}, {"warm": False}),
+        ({}, {"holds_ram": True}, {"warm": False}),
         # lanes: the smaller
         ({"lanes": 16}, {}, {"lanes": 16}),
         ({"lanes": 16}, {"lane_limit": 3}, {"lanes": 3}),

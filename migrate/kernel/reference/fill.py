@@ -163,7 +163,9 @@ def _judge(
     as_qemu = cache is not None and cache.rule == "qemu"
     looks_up = cache is not None and not (as_qemu and stage == STAGE_BULK)
     held = cache.get(page) if cache and looks_up else None
-    if unchanged and not as_qemu:
+    # QEMU sends every page of the bulk round, since its peer's RAM is zero then; a peer that began with an
+    # old copy holds others already.
+    if unchanged and (not as_qemu or (not looks_up and not is_zero(content))):
         return _Kind.SKIP, 0, b""
     if unchanged and held is not None:
         return _Kind.SAME, wire.XBZRLE, wire.XBZRLE_HEADER.pack(wire.XBZRLE_ENCODING, 0)
