@@ -88,8 +88,6 @@ class DestinationHandover:
         """The source has decided. False: there is nothing here that it could commit."""
         if self._writing:
             self._owes_answer = True
-        elif self.step is Step.PREPARED and not self._same_boot:
-            self._decline_for_boot()
         elif self.step is Step.PREPARED:
             self._write(Step.STARTING)
         elif self.step is Step.RECEIVING:
@@ -158,7 +156,8 @@ class DestinationHandover:
         if self._writing:
             self._owes_answer = True
         elif self.step is Step.PREPARED and not self._same_boot:
-            self._decline_for_boot()
+            self._owes_answer = True
+            self.void("what was prepared has gone: the host or the guest's program was started anew")
         else:
             self._answer()
 
@@ -211,10 +210,6 @@ class DestinationHandover:
         if not self._in_work:
             self._in_work = True
             self._orders.append(Order.LOOK)
-
-    def _decline_for_boot(self) -> None:
-        self._owes_answer = True
-        self.void("what was prepared has gone: the host or the guest's program was started anew")
 
     def _write(self, step: Step) -> None:
         self._writing += (step,)
