@@ -22,7 +22,47 @@ _USERFAULTFD = "anon_inode:[userfaultfd]"
 _WRITER_SECONDS = 2.0
 
 
-class GuestMemory:
+class GuestPages:
+    """One guest's mappings and page tables.
+
+    Args:
+        pid: the guest.
+
+    Raises:
+        OSError: why they cannot be seen from here, for a person.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.pagemap = -1
+        self._proc = -1
+        self._pidfd = os.pidfd_open(pid)
+        try:
+            self._proc = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            if has_exited(self._pidfd):
+                raise ProcessLookupError(f"process {pid} has ended")
+            self.pagemap = self._open("pagemap")
+        except BaseException:
+            self.close()
+            raise
+
+    def mappings(self, image: RamImage) -> tuple[Mapping, ...]:
+        """Through which addresses the guest can write RAM now. Raises OSError: it cannot be seen."""
+        with open(self._open("maps"), errors="replace") as maps:
+            return ram_mappings(maps.read(), image)
+
+    def close(self) -> None:
+        """Let go of it; the second call does nothing."""
+        for fd in (self.pagemap, self._proc, self._pidfd):
+            if fd >= 0:
+                os.close(fd)
+        self.pagemap = self._proc = self._pidfd = -1
+
+    def _open(self, name: str) -> int:
+        return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+
+
+class GuestMemory(GuestPages):
     """One guest's memory, for `WpTracker`.
 
     Args:
@@ -38,19 +78,12 @@ class GuestMemory:
     """
 
     def __init__(self, pid: int, image: RamImage, *, inject: bool = False) -> None:
-        self.pid = pid
         self.stopped_seconds = 0.0
         self.userfaultfd = -1
-        self.pagemap = -1
-        self._proc = -1
-        self._pidfd = os.pidfd_open(pid)
         self._writer_looked = float("-inf")
+        super().__init__(pid)
         try:
             _probe()
-            self._proc = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            if has_exited(self._pidfd):
-                raise ProcessLookupError(f"process {pid} has ended")
-            self.pagemap = self._open("pagemap")
             mappings = self.mappings(image)
             if not mappings:
                 raise OSError(f"process {pid} has none of the RAM files mapped, shared and writable")
@@ -64,11 +97,6 @@ class GuestMemory:
         except BaseException:
             self.close()
             raise
-
-    def mappings(self, image: RamImage) -> tuple[Mapping, ...]:
-        """Through which addresses the guest can write RAM now. Raises OSError: it cannot be seen."""
-        with open(self._open("maps"), errors="replace") as maps:
-            return ram_mappings(maps.read(), image)
 
     def other_writer(self, image: RamImage) -> str | None:
         """Another process that has RAM mapped writable, for a person; looked for each two seconds at most."""
@@ -87,13 +115,10 @@ class GuestMemory:
 
     def close(self) -> None:
         """Let go of it; the guest's own userfaultfd stays. The second call does nothing."""
-        for fd in (self.userfaultfd, self.pagemap, self._proc, self._pidfd):
-            if fd >= 0:
-                os.close(fd)
-        self.userfaultfd = self.pagemap = self._proc = self._pidfd = -1
-
-    def _open(self, name: str) -> int:
-        return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+        if self.userfaultfd >= 0:
+            os.close(self.userfaultfd)
+            self.userfaultfd = -1
+        super().close()
 
     def _find_userfaultfd(self, mapping: Mapping) -> int:
         """A copy of the first userfaultfd of the guest that watches its own memory. Raises OSError."""

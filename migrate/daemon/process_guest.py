@@ -1,4 +1,4 @@
-"""A guest that is a process: SIGSTOP through a pidfd, and proof from /proc that every thread stands.
+"""A guest that is a process: a signal through a pidfd, and proof from /proc that every thread stands.
 
 That kill(2) has returned proves nothing: threads write on until each has taken the signal (LMT section 7).
 """
@@ -50,6 +50,7 @@ class ProcessGuest(GuestControl):
         self.pid = pid
         self.was_paused_before = False
         self._paused = False
+        self._stop_signal = signal.SIGSTOP
         self._pidfd = -1
         if pid == os.getpid():
             raise GuestError(f"process {pid} is this program itself", side="source")
@@ -70,7 +71,25 @@ class ProcessGuest(GuestControl):
             ) from error
 
     def describe(self) -> str:
-        return f"paused by SIGSTOP to process {self.pid}, proved by the state of every thread in /proc"
+        return (
+            f"paused by {self._stop_signal.name} to process {self.pid},"
+            " proved by the state of every thread in /proc"
+        )
+
+    def ask_to_stop(self) -> bool:
+        """From now on have the process stop itself, by SIGTSTP, when nothing of what it does is half done.
+
+        False, and nothing changes: it does not handle that signal, so it would stop anywhere, as by SIGSTOP.
+        """
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text(errors="replace")
+        except OSError:
+            return False
+        caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
+        if not int(caught, 16) >> signal.SIGTSTP - 1 & 1:
+            return False
+        self._stop_signal = signal.SIGTSTP
+        return True
 
     async def probe(self) -> None:
         self._signal(0)
@@ -92,7 +111,7 @@ class ProcessGuest(GuestControl):
         self._paused = True
         try:
             if not self.was_paused_before:
-                self._signal(signal.SIGSTOP)
+                self._signal(self._stop_signal)
             await self._wait_until_stopped(end, deadline_s)
         except BaseException:
             with contextlib.suppress(GuestError):  # died: the first error says so

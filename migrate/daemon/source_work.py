@@ -77,10 +77,9 @@ class SourceWork:
         return result
 
     def _harvest(self, stopped: bool) -> HarvestResult:
-        began = time.monotonic()
         dirty = DirtyBitmap(self._image.layout.total_pages)
         found = self._tracker.collect(dirty, stopped=stopped, stop=self._stop)
-        return HarvestResult(dirty, found.dirty_pages, found.seconds, began, found.compare_seconds)
+        return HarvestResult(dirty, found.dirty_pages, found.seconds, found.began, found.compare_seconds)
 
     async def collect_state(self) -> list[tuple[str, bytes]]:
         """The pieces of device state: what --state-cmd makes, or the guest gives. Raises GuestError."""

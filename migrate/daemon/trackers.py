@@ -7,7 +7,8 @@ from contextlib import ExitStack
 
 from migrate.config import SourceConfig
 from migrate.daemon.guest import GuestControl
-from migrate.daemon.guest_memory import GuestMemory
+from migrate.daemon.guest_memory import GuestMemory, GuestPages
+from migrate.daemon.process_guest import ProcessGuest
 from migrate.errors import RamError
 from migrate.ram.image import RamImage
 from migrate.ram.trackers import (
@@ -31,7 +32,7 @@ def make_tracker(
     """
     offers = []
     if config.dirty_tracker in ("auto", "log"):
-        offers.append(_log(config, stack))
+        offers.append(_log(config, guest, stack))
     if config.dirty_tracker == "wp" or (config.dirty_tracker == "auto" and not config.dirty_log):
         offers.append(_wp(guest.pid, image, stack))
     if config.dirty_tracker == "wp-inject":
@@ -41,9 +42,16 @@ def make_tracker(
     return tracker, reasons
 
 
-def _log(config: SourceConfig, stack: ExitStack) -> Offer:
+def _log(config: SourceConfig, guest: GuestControl, stack: ExitStack) -> Offer:
     if not config.dirty_log:
         return Offer("log", None, "no --dirty-log was given")
+    if isinstance(guest, ProcessGuest) and not guest.ask_to_stop():
+        return Offer(
+            "log",
+            None,
+            f"process {guest.pid} does not handle SIGTSTP, and SIGSTOP may fall between a store and its mark:"
+            " stop it by its own means, --pause-cmd",
+        )
     fds = {}
     for spec in config.dirty_log:
         try:
@@ -55,9 +63,21 @@ def _log(config: SourceConfig, stack: ExitStack) -> Offer:
                 hint="--dirty-log names the bitmap that the emulator sets for this block",
             ) from error
         stack.callback(os.close, fds[spec.name])
-    return Offer(
-        "log", LogTracker(fds), f"the emulator marks {', '.join(str(s.path) for s in config.dirty_log)}"
-    )
+    marked = ", ".join(str(spec.path) for spec in config.dirty_log)
+    stops = ", and stops itself on SIGTSTP" if isinstance(guest, ProcessGuest) else ""
+    return Offer("log", LogTracker(fds, _pages(guest.pid, stack)), f"the emulator marks {marked}{stops}")
+
+
+def _pages(pid: int | None, stack: ExitStack) -> GuestPages | None:
+    """The guest's page tables, if they can be seen."""
+    if pid is None:
+        return None
+    try:
+        pages = GuestPages(pid)
+    except OSError:
+        return None
+    stack.callback(pages.close)
+    return pages
 
 
 def _wp(pid: int | None, image: RamImage, stack: ExitStack) -> Offer:

@@ -49,6 +49,7 @@ bitmap_bytes = _kernel.bitmap_bytes
 bitmap_count = _kernel.bitmap_count
 bitmap_next = _kernel.bitmap_next
 bitmap_or = _kernel.bitmap_or
+bitmap_remove = _kernel.bitmap_remove
 bitmap_select = _kernel.bitmap_select
 bitmap_set_pages = _kernel.bitmap_set_pages
 bitmap_set_range = _kernel.bitmap_set_range
@@ -59,6 +60,7 @@ fill = _kernel.fill
 is_zero = _kernel.is_zero
 land = _kernel.land
 max_records = _kernel.max_records
+present_pages = _kernel.present_pages
 probe_write_tracking = _kernel.probe_write_tracking
 root = _kernel.root
 scan = _kernel.scan
@@ -89,6 +91,7 @@ __all__ = [
     "bitmap_count",
     "bitmap_next",
     "bitmap_or",
+    "bitmap_remove",
     "bitmap_select",
     "bitmap_set_pages",
     "bitmap_set_range",
@@ -99,6 +102,7 @@ __all__ = [
     "is_zero",
     "land",
     "max_records",
+    "present_pages",
     "probe_write_tracking",
     "root",
     "scan",

@@ -246,8 +246,11 @@ def scan_pages(
 ) -> int:
     """`scan` of those pages of the range whose bit is set in `suspects`. Returns how many differ."""
 
-def data_pages(ram: Ram, first: int, count: int, bitmap: bytearray) -> None:
-    """Set the bit of every page of the range (of one block) that is no hole. RamError: the search failed."""
+def data_pages(ram: Ram, first: int, count: int, suspects: bytearray, bitmap: bytearray) -> None:
+    """Of the pages of the range (of one block) that are set in `suspects`: set those that are no holes.
+
+    Costs two searches for each stretch of suspects, and for each stretch of data in it. RamError: one
+    failed."""
 
 def written_pages(
     pagemap: int, start: int, length: int, window: int, origin: int, page_size: int, bitmap: bytearray
@@ -259,6 +262,13 @@ def written_pages(
     it splits huge pages. Adds the bits of all pages touched. OSError: what was fetched so far is in
     `bitmap`, the rest is unknown; EPERM: the range is not registered for asynchronous write protection.
     ValueError: the range leaves the bitmap."""
+
+def present_pages(
+    pagemap: int, start: int, length: int, origin: int, page_size: int, bitmap: bytearray
+) -> None:
+    """Set the bits of the pages that a process has in its page tables, whole; arguments as `written_pages`.
+
+    Such a page is no hole of its file; one that is not may be anything. OSError, ValueError as there."""
 
 def probe_write_tracking() -> None:
     """Try it in this process: does a store show up? OSError: no, with the reason."""
@@ -280,7 +290,7 @@ def root(keys: Keys, digests: bytearray, first: int, count: int) -> int:
 def set_digests(digests: bytearray, first: int, count: int, digest: int) -> None:
     """Write one digest to a range of the array."""
 
-def bitmap_count(bitmap: bytearray) -> int: ...
+def bitmap_count(bitmap: bytearray | memoryview) -> int: ...
 def bitmap_set_range(bitmap: bytearray, first: int, count: int) -> None: ...
 def bitmap_set_pages(bitmap: bytearray, pages: bytes | bytearray | memoryview, count: int) -> None:
     """Set the bits of `count` page numbers (u64 little-endian). ValueError: a number beyond the bitmap."""
@@ -289,6 +299,9 @@ def bitmap_next(bitmap: bytearray, start: int) -> int:
     """First set bit at or after `start`, or -1."""
 
 def bitmap_or(target: bytearray, source: bytearray) -> None: ...
+def bitmap_remove(target: bytearray, source: bytearray) -> None:
+    """Clear in `target` every bit that is set in `source`. ValueError: different lengths."""
+
 def bitmap_select(source: bytearray, target: bytearray, stripe_pages: int, lane: int, lanes: int) -> None:
     """OR into target the bits of source whose stripe belongs to the lane."""
 

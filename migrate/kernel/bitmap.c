@@ -49,10 +49,30 @@ uint64_t mk_bitmap_next(const uint8_t *a, const uint8_t *b, uint64_t start, uint
     return end;
 }
 
+uint64_t mk_bitmap_end(const uint8_t *bitmap, uint64_t start, uint64_t end)
+{
+    uint64_t page = start;
+    while (page < end) {
+        uint64_t word = ~load_le64(bitmap + (page >> 6 << 3)) & ~(uint64_t)0 << (page & 63);
+        if (word) {
+            page = (page & ~(uint64_t)63) + (uint64_t)__builtin_ctzll(word);
+            return page < end ? page : end;
+        }
+        page = (page & ~(uint64_t)63) + 64;
+    }
+    return end;
+}
+
 void mk_bitmap_or(uint8_t *target, const uint8_t *source, size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += 8)
         store_native64(target + i, load_native64(target + i) | load_native64(source + i));
+}
+
+void mk_bitmap_remove(uint8_t *target, const uint8_t *source, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 8)
+        store_native64(target + i, load_native64(target + i) & ~load_native64(source + i));
 }
 
 void mk_bitmap_select(

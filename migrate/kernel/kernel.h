@@ -124,7 +124,10 @@ void mk_bitmap_set_range(uint8_t *bitmap, uint64_t first, uint64_t count);
 bool mk_bitmap_set_pages(uint8_t *bitmap, size_t bytes, const uint8_t *pages, size_t count);
 /* First bit in start…end-1 set in `a`, or in `b` unless that is NULL; `end` if there is none. */
 uint64_t mk_bitmap_next(const uint8_t *a, const uint8_t *b, uint64_t start, uint64_t end);
+/* First bit in start…end-1 that is not set; `end` if there is none. */
+uint64_t mk_bitmap_end(const uint8_t *bitmap, uint64_t start, uint64_t end);
 void mk_bitmap_or(uint8_t *target, const uint8_t *source, size_t bytes);
+void mk_bitmap_remove(uint8_t *target, const uint8_t *source, size_t bytes);
 /* stripe_pages is a multiple of 64 below 2**48, lanes below 2**31. */
 void mk_bitmap_select(
     const uint8_t *source, uint8_t *target, size_t bytes, uint64_t stripe_pages, uint64_t lane,
@@ -317,9 +320,10 @@ uint64_t mk_zero_range(
 enum mk_status mk_scan_pages(
     const struct mk_ram *ram, const struct mk_keys *keys, const uint8_t *digests, uint64_t first,
     uint64_t count, const uint8_t *suspects, uint8_t *dirty, uint64_t *differing, struct mk_error *error);
-/* Set the bits of the pages of the block that are no holes, all of it in one block. */
+/* Of those pages of the range whose bit is set in `suspects`: set the bits of the ones that are no holes. */
 enum mk_status mk_data_pages(
-    const struct mk_ram *ram, uint64_t first, uint64_t count, uint8_t *bitmap, struct mk_error *error);
+    const struct mk_ram *ram, uint64_t first, uint64_t count, const uint8_t *suspects, uint8_t *bitmap,
+    struct mk_error *error);
 
 /* ---- what a guest wrote: all return 0 or an errno ------------------------------------------------------- */
 
@@ -328,6 +332,9 @@ enum mk_status mk_data_pages(
 int mk_written_pages(
     int pagemap, uint64_t start, uint64_t length, uint64_t window, uint64_t origin, unsigned shift,
     uint8_t *bitmap);
+/* Set the bits of the pages that page tables have, whole: these are no holes of their file. */
+int mk_present_pages(
+    int pagemap, uint64_t start, uint64_t length, uint64_t origin, unsigned shift, uint8_t *bitmap);
 /* Does a store show up? Tried on two pages of our own. */
 int mk_probe_write_tracking(void);
 /* Have a userfaultfd watch writes to a range of its owner's addresses. */

@@ -138,6 +138,7 @@ cdef extern from "kernel.h" nogil:
     bint mk_bitmap_set_pages(uint8_t *bitmap, size_t bytes, const uint8_t *pages, size_t count)
     uint64_t mk_bitmap_next(const uint8_t *a, const uint8_t *b, uint64_t start, uint64_t end)
     void mk_bitmap_or(uint8_t *target, const uint8_t *source, size_t bytes)
+    void mk_bitmap_remove(uint8_t *target, const uint8_t *source, size_t bytes)
     void mk_bitmap_select(const uint8_t *source, uint8_t *target, size_t bytes, uint64_t stripe_pages,
                           uint64_t lane, uint64_t lanes)
     const char *mk_ram_init(mk_ram *ram, uint32_t page_size, uint64_t stripe_pages, const mk_block *blocks,
@@ -167,9 +168,12 @@ cdef extern from "kernel.h" nogil:
     mk_status mk_scan_pages(const mk_ram *ram, const mk_keys *keys, const uint8_t *digests, uint64_t first,
                             uint64_t count, const uint8_t *suspects, uint8_t *dirty, uint64_t *differing,
                             mk_error *error)
-    mk_status mk_data_pages(const mk_ram *ram, uint64_t first, uint64_t count, uint8_t *bitmap, mk_error *error)
+    mk_status mk_data_pages(const mk_ram *ram, uint64_t first, uint64_t count, const uint8_t *suspects, uint8_t *bitmap,
+                            mk_error *error)
     int mk_written_pages(int pagemap, uint64_t start, uint64_t length, uint64_t window, uint64_t origin,
                          unsigned shift, uint8_t *bitmap)
+    int mk_present_pages(int pagemap, uint64_t start, uint64_t length, uint64_t origin, unsigned shift,
+                         uint8_t *bitmap)
     int mk_probe_write_tracking()
     int mk_track_writes(int uffd, uint64_t start, uint64_t length)
     uint64_t mk_take_log(uint8_t *log, uint64_t length, unsigned page_shift, uint64_t first, uint8_t *bitmap)

@@ -45,6 +45,14 @@ def bitmap_or(target, source):
         mk_bitmap_or(into.at, bits.at, into.length)
 
 
+def bitmap_remove(target, source):
+    cdef _Bytes into = _bitmap(target, True), bits = _bitmap(source, False)
+    if into.length != bits.length:
+        raise ValueError(f"bitmaps of {into.length} and {bits.length} bytes")
+    with nogil:
+        mk_bitmap_remove(into.at, bits.at, into.length)
+
+
 def bitmap_select(source, target, stripe_pages, lane, lanes):
     cdef _Bytes bits = _bitmap(source, False), into = _bitmap(target, True)
     cdef uint64_t stripe = _number(stripe_pages, "stripe_pages", PAGE_NUMBER_END)

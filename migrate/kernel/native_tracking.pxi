@@ -23,31 +23,56 @@ def scan_pages(Ram ram not None, Keys keys not None, digests, first, count, susp
     return differing
 
 
-def data_pages(Ram ram not None, first, count, bitmap):
+def data_pages(Ram ram not None, first, count, suspects, bitmap):
     cdef uint64_t start = _page(first), pages = _page(count)
     cdef mk_error error
     cdef mk_status status
-    cdef _Bytes bits = _ram_bitmap(bitmap, ram, "bitmap")
+    cdef _Bytes asked = _ram_bitmap(suspects, ram, "suspects"), bits = _ram_bitmap(bitmap, ram, "bitmap")
     _in_one_block(ram, start, pages)
     with nogil:
-        status = mk_data_pages(&ram.c, start, pages, bits.at, &error)
+        status = mk_data_pages(&ram.c, start, pages, asked.at, bits.at, &error)
     if status != MK_OK:
         raise _error(&error, ram)
 
 
 def written_pages(pagemap, start, length, window, origin, page_size, bitmap):
-    cdef _Bytes bits = _bitmap(bitmap, True)
-    cdef uint32_t size = _page_size(page_size)
-    cdef uint64_t at = _number(start, "start", ADDRESS_END), bytes_ = _number(length, "length", ADDRESS_END)
-    cdef uint64_t piece = _number(window, "window", ADDRESS_END), place = _number(origin, "origin", ADDRESS_END)
-    cdef int fd = _number(pagemap, "pagemap", U32_END >> 1)
+    cdef _Addresses asked = _Addresses(pagemap, start, length, origin, page_size, bitmap)
+    cdef uint64_t piece = _number(window, "window", ADDRESS_END)
     cdef int problem
-    if place + bytes_ > bits.length * 8 * size:
-        raise ValueError(f"bytes {origin}+{length} are not all in a bitmap of {bits.length * 8} pages")
     with nogil:
-        problem = mk_written_pages(fd, at, bytes_, piece, place, __builtin_ctz(size), bits.at)
+        problem = mk_written_pages(
+            asked.pagemap, asked.start, asked.length, piece, asked.origin, asked.shift, asked.bits.at)
     if problem:
         raise OSError(problem, os.strerror(problem))
+
+
+def present_pages(pagemap, start, length, origin, page_size, bitmap):
+    cdef _Addresses asked = _Addresses(pagemap, start, length, origin, page_size, bitmap)
+    cdef int problem
+    with nogil:
+        problem = mk_present_pages(
+            asked.pagemap, asked.start, asked.length, asked.origin, asked.shift, asked.bits.at)
+    if problem:
+        raise OSError(problem, os.strerror(problem))
+
+
+cdef class _Addresses:
+    # A stretch of a process's addresses and where its pages stand in a bitmap, checked.
+    cdef int pagemap
+    cdef uint64_t start, length, origin
+    cdef unsigned shift
+    cdef _Bytes bits
+
+    def __cinit__(self, pagemap, start, length, origin, page_size, bitmap):
+        cdef uint32_t size = _page_size(page_size)
+        self.bits = _bitmap(bitmap, True)
+        self.pagemap = _number(pagemap, "pagemap", U32_END >> 1)
+        self.start = _number(start, "start", ADDRESS_END)
+        self.length = _number(length, "length", ADDRESS_END)
+        self.origin = _number(origin, "origin", ADDRESS_END)
+        self.shift = __builtin_ctz(size)
+        if self.origin + self.length > self.bits.length * 8 * size:
+            raise ValueError(f"bytes {origin}+{length} are not all in a bitmap of {self.bits.length * 8} pages")
 
 
 def probe_write_tracking():

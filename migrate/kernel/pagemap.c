@@ -1,4 +1,4 @@
-/* Which pages of a process were written, by PAGEMAP_SCAN (Linux 6.7); numbers from LMT 2.8. */
+/* Which pages of a process were written, and which it has at all, by PAGEMAP_SCAN (Linux 6.7); numbers from LMT 2.8. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -12,6 +12,7 @@
 enum {
     REGIONS = 512, /* a call's answer: 12 KiB of stack */
     WRITTEN = 1 << 1,
+    PRESENT = 1 << 3,
     PROTECT = 1 << 0,
     CHECK_ASYNC = 1 << 1, /* never without: an unregistered range would answer "nothing written" */
 };
@@ -37,23 +38,41 @@ struct uffd_register {
 #define UFFD_API_CALL _IOWR(0xaa, 0x3f, struct uffd_api)
 #define UFFD_REGISTER_CALL _IOWR(0xaa, 0x00, struct uffd_register)
 
-static int protect_window(
-    int pagemap, uint64_t start, uint64_t end, uint64_t base, uint64_t origin, unsigned shift,
-    uint8_t *bitmap)
+/* What is asked of page tables, and where the answer goes. */
+struct question {
+    uint64_t flags, category; /* the pages that have it are reported */
+    int pagemap;
+    uint64_t base, origin; /* this address is that byte of page space */
+    unsigned shift;
+    bool whole; /* a page of page space counts if all of it is reported; otherwise if any of it is */
+    uint8_t *bitmap;
+};
+
+static void take_region(const struct question *question, uint64_t from, uint64_t to)
+{
+    uint64_t first = from - question->base + question->origin, end = to - question->base + question->origin;
+    uint64_t rest = ((uint64_t)1 << question->shift) - 1;
+    first = (question->whole ? first + rest : first) >> question->shift;
+    end = (question->whole ? end : end + rest) >> question->shift;
+    if (first < end)
+        mk_bitmap_set_range(question->bitmap, first, end - first);
+}
+
+static int ask(const struct question *question, uint64_t start, uint64_t end)
 {
     struct region regions[REGIONS];
     struct scan_argument argument = {
         .size = sizeof argument,
-        .flags = PROTECT | CHECK_ASYNC,
+        .flags = question->flags,
         .end = end,
         .regions = (uint64_t)(uintptr_t)regions,
         .region_count = REGIONS,
-        .all_of = WRITTEN,
-        .wanted = WRITTEN,
+        .all_of = question->category,
+        .wanted = question->category,
     };
     while (start < end) {
         argument.start = start;
-        int count = ioctl(pagemap, PAGEMAP_SCAN_CALL, &argument);
+        int count = ioctl(question->pagemap, PAGEMAP_SCAN_CALL, &argument);
         if (count < 0) {
             if (errno == EINTR)
                 continue;
@@ -62,11 +81,8 @@ static int protect_window(
         for (int i = 0; i < count; i++) { /* regions may overlap: bits are added, nothing is summed */
             uint64_t from = regions[i].start < start ? start : regions[i].start;
             uint64_t to = regions[i].end > end ? end : regions[i].end;
-            if (from >= to)
-                continue;
-            uint64_t first = (from - base + origin) >> shift;
-            uint64_t last = (to - 1 - base + origin) >> shift;
-            mk_bitmap_set_range(bitmap, first, last - first + 1);
+            if (from < to)
+                take_region(question, from, to);
         }
         if (argument.walk_end <= start)
             return EIO; /* it would go on for ever */
@@ -79,16 +95,40 @@ int mk_written_pages(
     int pagemap, uint64_t start, uint64_t length, uint64_t window, uint64_t origin, unsigned shift,
     uint8_t *bitmap)
 {
+    struct question question = {
+        .flags = PROTECT | CHECK_ASYNC,
+        .category = WRITTEN,
+        .pagemap = pagemap,
+        .base = start,
+        .origin = origin,
+        .shift = shift,
+        .bitmap = bitmap,
+    };
     uint64_t end = start + length;
     int error = 0;
     for (uint64_t at = start; at < end && !error;) {
         uint64_t next = window ? (at / window + 1) * window : end;
         if (next > end)
             next = end;
-        error = protect_window(pagemap, at, next, start, origin, shift, bitmap);
+        error = ask(&question, at, next);
         at = next;
     }
     return error;
+}
+
+int mk_present_pages(
+    int pagemap, uint64_t start, uint64_t length, uint64_t origin, unsigned shift, uint8_t *bitmap)
+{
+    struct question question = {
+        .category = PRESENT,
+        .pagemap = pagemap,
+        .base = start,
+        .origin = origin,
+        .shift = shift,
+        .whole = true,
+        .bitmap = bitmap,
+    };
+    return ask(&question, start, start + length);
 }
 
 /* The last step of the probe, with everything open. */

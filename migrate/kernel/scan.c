@@ -99,9 +99,7 @@ enum mk_status mk_scan_pages(
     uint64_t end = first + count;
     uint64_t page = mk_bitmap_next(suspects, NULL, first, end);
     while (page < end && status == MK_OK) {
-        uint64_t stop = page + 1;
-        while (stop < end && bit_is_set(suspects, stop))
-            stop++;
+        uint64_t stop = mk_bitmap_end(suspects, page, end);
         status = visit(ram, keys, page, stop - page, &visitor, error);
         page = mk_bitmap_next(suspects, NULL, stop, end);
     }
@@ -109,38 +107,53 @@ enum mk_status mk_scan_pages(
     return status;
 }
 
-enum mk_status mk_data_pages(
-    const struct mk_ram *ram, uint64_t first, uint64_t count, uint8_t *bitmap, struct mk_error *error)
+/* The data in pages `first` up to `end`, given by their numbers in page space. */
+static enum mk_status find_data(
+    const struct mk_ram *ram, size_t block, uint64_t first, uint64_t end, uint8_t *bitmap,
+    struct mk_error *error)
 {
-    size_t block = mk_ram_find(ram, first, count);
-    if (count == 0)
-        return MK_OK;
     int fd = ram->blocks[block].fd;
-    uint64_t base = first - ram->blocks[block].first_page;
-    uint64_t page = base, end = base + count;
-    while (page < end) {
-        off_t data = lseek(fd, (off_t)(page << ram->page_shift), SEEK_DATA);
+    uint64_t base = ram->blocks[block].first_page;
+    for (uint64_t page = first; page < end;) {
+        uint64_t at = (page - base) << ram->page_shift;
+        off_t data = lseek(fd, (off_t)at, SEEK_DATA);
         if (data < 0 && errno == ENXIO)
             break; /* nothing but a hole up to the end */
+        uint64_t from = base + ((uint64_t)data >> ram->page_shift);
+        if (data >= 0 && from >= end)
+            break;
         off_t hole = data < 0 ? data : lseek(fd, data, SEEK_HOLE);
         if (hole < 0) {
             *error = (struct mk_error){
                 .status = MK_RAM,
                 .what = "searching for holes failed",
                 .block = block,
-                .at = page << ram->page_shift,
+                .at = at,
                 .sys = errno,
             };
             return MK_RAM;
         }
-        uint64_t from = (uint64_t)data >> ram->page_shift;
-        uint64_t to = ((uint64_t)hole + ram->page_size - 1) >> ram->page_shift;
-        if (from >= end)
-            break;
+        uint64_t to = base + (((uint64_t)hole + ram->page_size - 1) >> ram->page_shift);
         to = to <= from ? from + 1 : to; /* punched between the two looks: get further all the same */
         to = to > end ? end : to;
-        mk_bitmap_set_range(bitmap, first - base + from, to - from);
+        mk_bitmap_set_range(bitmap, from, to - from);
         page = to;
     }
     return MK_OK;
+}
+
+enum mk_status mk_data_pages(
+    const struct mk_ram *ram, uint64_t first, uint64_t count, const uint8_t *suspects, uint8_t *bitmap,
+    struct mk_error *error)
+{
+    size_t block = mk_ram_find(ram, first, count);
+    enum mk_status status = MK_OK;
+    uint64_t end = first + count;
+    uint64_t page = mk_bitmap_next(suspects, NULL, first, end);
+    while (page < end && status == MK_OK) {
+        uint64_t stop = mk_bitmap_end(suspects, page, end);
+        status = find_data(ram, block, page, stop, bitmap, error);
+        page = mk_bitmap_next(suspects, NULL, stop, end);
+    }
+    return status;
 }

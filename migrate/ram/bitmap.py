@@ -45,6 +45,10 @@ class DirtyBitmap:
         """Set what is set in `other` too."""
         kernel.bitmap_or(self.array, other.array)
 
+    def remove(self, other: DirtyBitmap) -> None:
+        """Clear what is set in `other`."""
+        kernel.bitmap_remove(self.array, other.array)
+
     def select(self, lane: int, lanes: int, stripe_pages: int) -> DirtyBitmap:
         """A new bitmap with the bits of the stripes that belong to the lane."""
         share = DirtyBitmap(self.pages)

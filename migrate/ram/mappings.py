@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from migrate.ram.image import RamImage
+from migrate.ram.regions import Stretch
 
 _LINE = re.compile(
     r"(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) (?P<mode>\S+) (?P<offset>[0-9a-f]+)"
@@ -24,6 +25,15 @@ class Mapping(NamedTuple):
     """Bytes."""
     origin: int
     """Place of the first byte in page space, in bytes."""
+
+
+def parts(mapping: Mapping, stretches: Sequence[Stretch]) -> Iterator[Mapping]:
+    """What of a mapping lies in the stretches, in pieces."""
+    for first, length in stretches:
+        begin = max(mapping.origin, first)
+        end = min(mapping.origin + mapping.length, first + length)
+        if begin < end:
+            yield Mapping(mapping.start + begin - mapping.origin, end - begin, begin)
 
 
 def ram_mappings(maps: str, image: RamImage) -> tuple[Mapping, ...]:

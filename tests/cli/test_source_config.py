@@ -176,3 +176,29 @@ def test_destinations_that_cannot_work_name_their_options(fields: dict[str, Any]
     with pytest.raises(UsageError) as caught:
         DestinationConfig(**{"listen": TO, "ram": RAM, **fields})
     assert [option for option in options if option not in caught.value.message] == []
+
+
+def test_a_log_for_each_block(tmp_path: Path) -> None:
+    ram = (*RAM, RamSpec("vga", Path("/dev/shm/vga")))
+    logs = tuple(RamSpec(spec.name, tmp_path / spec.name) for spec in reversed(ram))
+    for tracker in ("auto", "log"):
+        config = SourceConfig(to=TO, ram=ram, dirty_log=logs, dirty_tracker=tracker)
+        assert config.dirty_log == logs
+
+
+@pytest.mark.parametrize(
+    ("tracker", "names", "why"),
+    [
+        ("log", (), "--dirty-tracker log needs --dirty-log"),
+        ("wp", ("pc.ram",), "--dirty-log and --dirty-tracker wp exclude each other"),
+        ("scan", ("pc.ram",), "--dirty-log and --dirty-tracker scan exclude each other"),
+        ("stop", ("pc.ram",), "--dirty-log and --dirty-tracker stop exclude each other"),
+        ("auto", ("vga",), "--dirty-log is given for 'vga', --ram for 'pc.ram'"),
+        ("log", ("pc.ram", "vga"), "each block needs one log"),
+        ("log", ("pc.ram", "pc.ram"), "each block needs one log"),
+    ],
+)
+def test_logs_that_do_not_fit(tracker: Any, names: tuple[str, ...], why: str) -> None:
+    logs = tuple(RamSpec(name, Path("/dev/shm/log")) for name in names)
+    with pytest.raises(UsageError, match=re.escape(why)):
+        SourceConfig(to=TO, ram=RAM, dirty_log=logs, dirty_tracker=tracker)

@@ -38,6 +38,16 @@ for number in range({THREADS}):
     threading.Thread(target=run, args=(number,)).start()
 print("ready", flush=True)
 """
+POLITE = """
+import os, signal
+def stop(*_):
+    print("finished", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+signal.signal(signal.SIGTSTP, stop)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
 EXIT_THREAD = {"x86_64": 60, "aarch64": 93}
 CLONE = {"x86_64": 56, "aarch64": 220}
 
@@ -376,3 +386,25 @@ async def test_no_guest_has_nothing_to_pause_and_says_so() -> None:
     assert "must have stopped" in guest.describe()
     with pytest.raises(GuestError, match="no guest to kill"):
         await guest.kill()
+
+
+async def test_a_process_that_can_is_asked_to_stop_itself(start: Start) -> None:
+    process = start(POLITE)
+    with closing(ProcessGuest(process.pid)) as guest:
+        assert guest.ask_to_stop()
+        assert "SIGTSTP" in guest.describe()
+        for _ in range(2):
+            await guest.pause(10.0)
+            assert await guest.still_paused()
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"finished\n"
+            await guest.resume()
+
+
+async def test_a_process_that_cannot_is_stopped_anywhere(start: Start) -> None:
+    process = start("import time; print('ready', flush=True); time.sleep(99)")
+    with closing(ProcessGuest(process.pid)) as guest:
+        assert not guest.ask_to_stop()
+        assert "SIGSTOP" in guest.describe()
+        await guest.pause(10.0)
+        assert await guest.still_paused()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,34 @@ def test_a_log_that_the_emulator_sets(lab: Lab, shm_dir: Path) -> None:
     assert destination.wait() == 0
     assert source.summary["dirty-tracker"] == "log"
     assert lab.differing_bytes() == 0
+
+
+def test_a_guest_that_keeps_a_log_while_it_runs(lab: Lab, shm_dir: Path) -> None:
+    log = shm_dir / "log"
+    guest = lab.start_guest("--workload=kv", "--rate=20000", f"--dirty-log={log}")
+    source = move(lab, guest, f"--dirty-log=pc.ram={log}", "--downtime-limit=1000")
+    assert source.summary["dirty-tracker"] == "log"
+    assert "SIGTSTP" in source.wait_event("tracker")["reasons"][0]
+    assert not source.found("warning")
+
+
+def test_a_log_of_a_guest_that_would_stop_anywhere_is_refused(lab: Lab, shm_dir: Path) -> None:
+    """SIGSTOP between a store and its mark: the log would lack the page."""
+    guest = lab.start_guest("--workload=idle")
+    destination = lab.start_destination("--once")
+    with subprocess.Popen(["sleep", "60"]) as other:
+        source = lab.run(
+            "migrate-src",
+            f"--to=127.0.0.1:{destination.wait_event('listening')['port']}",
+            f"--ram={lab.source_ram['pc.ram']}",
+            f"--guest-pid={other.pid}",
+            "--dirty-tracker=log",
+            f"--dirty-log={shm_dir / 'log'}",
+        )
+        assert source.wait() == 3, source.story()
+        other.kill()
+    assert "does not handle SIGTSTP" in source.wait_event("error")["message"]
+    assert not lab.is_stopped(guest)
 
 
 def test_thrash_moves_when_the_pause_is_forced(lab: Lab) -> None:

@@ -185,7 +185,7 @@ def test_digest_arrays(seed: int, first: int, count: int) -> None:
 @given(
     SEEDS,
     st.integers(0, 6),
-    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 450), st.integers(0, 450)), max_size=6),
+    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 450), st.integers(0, 450)), max_size=6),
     st.sampled_from([64, 128, 192]),
     st.integers(1, 5),
 )
@@ -207,6 +207,8 @@ def test_bitmaps(
         if operation == 3:
             return kernel.bitmap_or(bitmap, other)
         if operation == 4:
+            return kernel.bitmap_remove(bitmap, other)
+        if operation == 5:
             return kernel.bitmap_select(other, bitmap, stripe, a % lanes, lanes)
         return outcome(kernel.bitmap_set_pages, bitmap, pages, a % 6)
 

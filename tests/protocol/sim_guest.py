@@ -39,7 +39,7 @@ class LogTracker(DirtyTracker):
         assert self._dirty is not None
         found = self._dirty.take()
         bitmap.union(found)
-        return CollectStats(0.001, 0, found.count())
+        return CollectStats(0.0, 0.001, 0, found.count())
 
 
 class Guest:

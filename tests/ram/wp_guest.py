@@ -4,8 +4,10 @@
 
 `store PAGE BYTE`, `load PAGE`, `pwrite PAGE BYTE`, `punch PAGE COUNT` act on its first mapping or the file;
 `map FIRST COUNT` adds a mapping of a part, `store-there PAGE BYTE` writes through the one added last, `unmap`
-removes that one; `remap` maps all of RAM anew at the same addresses; `fork` leaves a child that has RAM
-mapped, until `end-child`. Each is answered by "done".
+removes that one; `remap` maps all of RAM anew at the same addresses; `drop` takes all of RAM out of its page
+tables, content stays; `collapse` fills RAM with ones, in huge pages; `pin PAGE COUNT` pins pages as a device
+does that will fill them, and `fill PAGE BYTE` is when that happens to one of them; `fork` leaves a child that
+has RAM mapped, until `end-child`; `tables` is answered by the KiB of its page tables, all others by "done".
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ import mmap
 import os
 import signal
 import sys
+from pathlib import Path
+
+from pinned_io import PinnedBuffer
 
 from migrate.guest._native import offer_tracking
 
@@ -23,6 +28,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 _FIXED = 0x10
+_NO_ACCESS, _PRIVATE_ANONYMOUS = 0, 0x22
+_DONTNEED, _COLLAPSE = 4, 25
+HUGE = 2 << 20
 
 
 class Guest:
@@ -31,9 +39,11 @@ class Guest:
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDWR)
         self.length = os.fstat(self.fd).st_size
-        self.base = self._map(0, self.length)
+        room = _libc.mmap(None, self.length + HUGE, _NO_ACCESS, _PRIVATE_ANONYMOUS, -1, 0)
+        self.base = self._map(0, self.length, -(-int(room) // HUGE) * HUGE)
         self.added: list[tuple[int, int]] = []
         self.child = 0
+        self.pinned: tuple[int, PinnedBuffer]
 
     def _map(self, offset: int, length: int, at: int | None = None) -> int:
         flags = mmap.MAP_SHARED | (_FIXED if at is not None else 0)
@@ -67,6 +77,28 @@ class Guest:
     def remap(self) -> None:
         self._map(0, self.length, self.base)
 
+    def drop(self) -> None:
+        self._advise(_DONTNEED)
+
+    def collapse(self) -> None:
+        ctypes.memset(self.base, 1, self.length)
+        self._advise(_COLLAPSE)
+
+    def _advise(self, advice: int) -> None:
+        address, length = ctypes.c_void_p(self.base), ctypes.c_size_t(self.length)
+        assert _libc.madvise(address, length, advice) == 0, os.strerror(ctypes.get_errno())
+
+    def pin(self, page: int, count: int) -> None:
+        self.pinned = page, PinnedBuffer(self.base + page * PAGE, count * PAGE)
+
+    def fill(self, page: int, byte: int) -> None:
+        first, buffer = self.pinned
+        buffer.fill((page - first) * PAGE, bytes([byte]) * PAGE)
+
+    def tables(self) -> str:
+        status = Path("/proc/self/status").read_text()
+        return next(line.split()[1] for line in status.splitlines() if line.startswith("VmPTE:"))
+
     def fork(self) -> None:
         self.child = os.fork()
         if not self.child:
@@ -83,8 +115,8 @@ def main() -> None:
     print("ready", offer_tracking() if len(sys.argv) == 2 else -1, flush=True)
     for line in sys.stdin:
         name, *numbers = line.split()
-        getattr(guest, name.replace("-", "_"))(*map(int, numbers))
-        print("done", flush=True)
+        answer = getattr(guest, name.replace("-", "_"))(*map(int, numbers))
+        print(answer or "done", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from migrate.kernel.reference.bitmap import (
     bitmap_count,
     bitmap_next,
     bitmap_or,
+    bitmap_remove,
     bitmap_select,
     bitmap_set_pages,
     bitmap_set_range,
@@ -27,7 +28,13 @@ from migrate.kernel.reference.scan import (
     set_digests,
     zero_range,
 )
-from migrate.kernel.reference.tracking import probe_write_tracking, take_log, track_writes, written_pages
+from migrate.kernel.reference.tracking import (
+    present_pages,
+    probe_write_tracking,
+    take_log,
+    track_writes,
+    written_pages,
+)
 from migrate.kernel.reference.walk import land, walk
 from migrate.kernel.reference.wire import max_records
 from migrate.kernel.reference.xbzrle import xbzrle_decode, xbzrle_encode
@@ -46,6 +53,7 @@ __all__ = [
     "bitmap_count",
     "bitmap_next",
     "bitmap_or",
+    "bitmap_remove",
     "bitmap_select",
     "bitmap_set_pages",
     "bitmap_set_range",
@@ -56,6 +64,7 @@ __all__ = [
     "is_zero",
     "land",
     "max_records",
+    "present_pages",
     "probe_write_tracking",
     "root",
     "scan",

@@ -45,7 +45,7 @@ def check_lane(lane: int, lanes: int) -> None:
         raise ValueError(f"lane {lane} of {lanes}")
 
 
-def check_bitmap(bitmap: bytes | bytearray, pages: int = 0) -> None:
+def check_bitmap(bitmap: bytes | bytearray | memoryview, pages: int = 0) -> None:
     """Whole 64-bit words, with a bit for each of `pages` pages."""
     if len(bitmap) % 8 or 8 * len(bitmap) < pages:
         raise ValueError(f"a bitmap of {len(bitmap)} bytes for {pages} pages")

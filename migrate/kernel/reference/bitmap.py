@@ -15,7 +15,7 @@ def bitmap_bytes(pages: int) -> int:
     return (pages + 63) // 64 * 8
 
 
-def bitmap_count(bitmap: bytearray) -> int:
+def bitmap_count(bitmap: bytearray | memoryview) -> int:
     """How many bits are set."""
     check_bitmap(bitmap)
     return int.from_bytes(bitmap, "little").bit_count()
@@ -58,6 +58,13 @@ def bitmap_or(target: bytearray, source: bytearray) -> None:
     """Set in `target` every bit that is set in `source`. Raises ValueError: different lengths."""
     _check_pair(target, source)
     _or(target, int.from_bytes(source, "little"))
+
+
+def bitmap_remove(target: bytearray, source: bytearray) -> None:
+    """Clear in `target` every bit that is set in `source`. Raises ValueError: different lengths."""
+    _check_pair(target, source)
+    kept = int.from_bytes(target, "little") & ~int.from_bytes(source, "little")
+    target[:] = kept.to_bytes(len(target), "little")
 
 
 def bitmap_select(source: bytearray, target: bytearray, stripe_pages: int, lane: int, lanes: int) -> None:

@@ -82,14 +82,20 @@ def scan_pages(
     return sum(scan(ram, keys, digests, page, 1, dirty) for page in chosen)
 
 
-def data_pages(ram: Ram, first: int, count: int, bitmap: bytearray) -> None:
-    """Set the bit of every page of the range (of one block) that is no hole. Raises RamError."""
+def data_pages(ram: Ram, first: int, count: int, suspects: bytearray, bitmap: bytearray) -> None:
+    """Of the pages of the range (of one block) that are set in `suspects`: set those that are no holes.
+
+    Raises RamError.
+    """
     ram.require_range(first, count)
+    check_bitmap(suspects, first + count)
     check_bitmap(bitmap, first + count)
     if not count:
         return
     block = ram.require_block(first)
-    for page in range(first, first + count):
+    for page in bitmap_pages(suspects, first):
+        if page >= first + count:
+            break
         offset = (page - block.first_page) * ram.page_size
         try:
             data = os.lseek(block.fd, offset, os.SEEK_DATA)

@@ -46,6 +46,13 @@ def written_pages(
     raise OSError(_NATIVE_ONLY)
 
 
+def present_pages(
+    pagemap: int, start: int, length: int, origin: int, page_size: int, bitmap: bytearray
+) -> None:
+    """Not here. Raises OSError."""
+    raise OSError(_NATIVE_ONLY)
+
+
 def probe_write_tracking() -> None:
     """Not here. Raises OSError."""
     raise OSError(_NATIVE_ONLY)

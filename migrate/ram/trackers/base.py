@@ -14,7 +14,10 @@ from migrate.ram.image import RamImage
 class CollectStats(NamedTuple):
     """What one collect cost and found."""
 
+    began: float
+    """When it was fetched what is dirty, monotonic: later writes are not in it."""
     seconds: float
+    """From then on."""
     pages_read: int
     dirty_pages: int
     compare_seconds: float = 0.0
@@ -75,9 +78,6 @@ class DirtyTracker(abc.ABC):
         What differs will be reported. None: any page may, all of RAM must be read. Raises RamError.
         """
         return None
-
-    def sent(self, pages: DirtyBitmap) -> None:  # noqa: B027 - most trackers need not know
-        """These pages went into the stream."""
 
     def close(self) -> None:  # noqa: B027 - most trackers hold nothing
         """Let go of everything; the second call does nothing."""

@@ -10,6 +10,7 @@ from migrate import kernel
 from migrate.errors import UsageError
 from migrate.ram.bitmap import DirtyBitmap
 from migrate.ram.image import RamImage
+from migrate.ram.trackers.holes import GuestPages
 from migrate.ram.trackers.marking import MarkingTracker
 
 LOG_PAGE = 4096
@@ -24,6 +25,7 @@ class LogTracker(MarkingTracker):
 
     Args:
         fds: an open file for each block, by its name, readable and writable. Stay open; closed by the caller.
+        pages: as for every tracker that is told of writes.
 
     Raises:
         UsageError: the kernel in use cannot fetch and clear in one step.
@@ -31,8 +33,8 @@ class LogTracker(MarkingTracker):
 
     name = "log"
 
-    def __init__(self, fds: Mapping[str, int]) -> None:
-        super().__init__()
+    def __init__(self, fds: Mapping[str, int], pages: GuestPages | None = None) -> None:
+        super().__init__(pages)
         if kernel.IMPLEMENTATION != "native":
             raise UsageError("--dirty-log needs the native kernel: unset MIGRATE_KERNEL", side="source")
         self._fds = dict(fds)

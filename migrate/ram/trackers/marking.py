@@ -1,7 +1,7 @@
 """What trackers have in common to which each write is reported as it happens: holes, DMA, and the way out.
 
 Such a tracker does not read RAM. What its source of reports cannot see is looked for here (LMT 2.4): holes
-that were punched, by comparing where the file has data; reads of devices in flight, by comparing with what
+that were punched, in the guest's page tables and the file; reads of devices in flight, by comparing with what
 was sent. When the source of reports fails, every page is suspect, and from then on `scan` does the work: in
 that very harvest it compares all of RAM with what was sent.
 """
@@ -10,40 +10,47 @@ from __future__ import annotations
 
 import abc
 import threading
-import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 from typing import ClassVar
 
 from migrate import kernel
+from migrate.errors import CancelledMigration
 from migrate.ram.bitmap import DirtyBitmap
 from migrate.ram.digests import DigestTable
 from migrate.ram.image import RamImage
 from migrate.ram.layout import PageLayout
 from migrate.ram.trackers.base import CollectStats, DirtyTracker
+from migrate.ram.trackers.holes import GuestPages, HoleWatch
 from migrate.ram.trackers.recent import RecentHarvests
 from migrate.ram.trackers.scan import ScanTracker
-from migrate.ram.windows import cpu_count
+from migrate.ram.windows import WINDOW_BYTES, cpu_count
 
 COMPARE_RATE = 4e9
 """Bytes a second that one CPU surely compares with digests; measured 6 to 8 (LMT section 3)."""
-LARGE_COMPARE = 0.05
-"""Seconds of comparing in the pause that are worth waiting for at the first harvest."""
+LARGE_COMPARE = 0.02
+"""Seconds of comparing in the pause that are worth waiting for while the guest runs."""
 _PIECES_A_THREAD = 4
 
 
 class MarkingTracker(DirtyTracker):
-    """Base of the trackers that are told of writes."""
+    """Base of the trackers that are told of writes.
+
+    Args:
+        pages: the guest's page tables, if they can be seen: holes are found faster there.
+    """
 
     exact = False
     settle_seconds: ClassVar[float] = 0.0
     """Seconds after its report for which a page may still change without another one."""
 
-    def __init__(self) -> None:
+    def __init__(self, pages: GuestPages | None) -> None:
+        self._pages = pages
         self._image: RamImage | None = None
         self._digests: DigestTable | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._fallback: ScanTracker | None = None
-        self._started = 0.0
 
     @abc.abstractmethod
     def _begin(self, image: RamImage) -> None:
@@ -66,46 +73,43 @@ class MarkingTracker(DirtyTracker):
             self._begin(image)
         except OSError as error:
             self._degrade(error)
-        self._data = self._data_pages()
-        self._started = time.monotonic()
-        self._recent.add(self._started, self._data)
+        self._holes = HoleWatch(image, self._pages)
+        self._recent.add(monotonic(), self._holes.data)  # what was pinned before is reported by nobody
 
     def collect(
         self, bitmap: DirtyBitmap, *, stopped: bool = False, stop: threading.Event | None = None
     ) -> CollectStats:
-        image, table = self._image, self._digests
-        if image is None or table is None:
+        image = self._image
+        if image is None:
             raise RuntimeError("start() comes before collect()")
         if not stopped:
             self._wait_until_settled(stop)
-        began = time.monotonic()
-        self._fetch_or_degrade(check=not stopped)
+        began = monotonic()
+        self._fetch_all(check=not stopped)
         if self._fallback is not None:
             return self._collect_all(bitmap, stopped, stop)
-        data = self._data_pages()
-        self._found.union(_difference(data, self._data))
-        self._data = data
-        now = time.monotonic()
-        recent = self._recent.pages(now)
-        pages_read = 0
+        recent = self._recent.pages()
+        recent_pages = recent.count()
         if stopped:
-            pages_read = recent.count()
+            recent.remove(self._found)  # these are sent in any case
             self._compare(recent)
         found = self._found.take()
-        self._recent.add(now, found)
         bitmap.union(found)
-        to_compare = recent.count() * image.layout.page_size
-        return CollectStats(
-            time.monotonic() - began, pages_read, found.count(), 0.0 if stopped else to_compare / COMPARE_RATE
-        )
+        seconds = monotonic() - began
+        if stopped:
+            return CollectStats(began, seconds, recent_pages, found.count())
+        compare_seconds = recent_pages * image.layout.page_size / COMPARE_RATE
+        return CollectStats(began, seconds, 0, found.count(), compare_seconds)
 
     def differing(self) -> int | None:
-        if self._image is None or self._digests is None:
+        if self._image is None:
             raise RuntimeError("start() comes before differing()")
-        self._fetch_or_degrade()
-        if self._fallback is not None:
+        found = self._fetch_or_degrade()
+        if found is None:
             return None
-        suspects = self._recent.pages(time.monotonic())
+        self._found.union(found)
+        self._recent.add(monotonic(), found)
+        suspects = self._recent.pages()
         suspects.union(self._found)
         return self._compare(suspects)
 
@@ -119,22 +123,57 @@ class MarkingTracker(DirtyTracker):
         self._digests = None
 
     def _wait_until_settled(self, stop: threading.Event | None) -> None:
-        """Let the time pass for which all RAM counts as reported just now, if comparing it would be dear."""
-        assert self._image is not None
-        left = self._started + self.settle_seconds - time.monotonic()
-        cost = self._data.count() * self._image.layout.page_size / COMPARE_RATE
-        if left > 0 and cost > LARGE_COMPARE:
-            (stop or threading.Event()).wait(left)
+        """Compare what has settled. Wait for it where a pause would be long for nothing else.
 
-    def _fetch_or_degrade(self, *, check: bool = False) -> None:
-        if self._fallback is not None:
+        That is so while one harvest found very much not long ago (at the start, all of RAM) and now there is
+        little to send. What is written meanwhile is fetched often, so that it settles bit by bit.
+        """
+        assert self._image is not None
+        large = int(LARGE_COMPARE * COMPARE_RATE / self._image.layout.page_size)
+        while True:
+            self._compare_settled(stop)
+            until = self._recent.largest_settles(large)
+            if until is None or self._fallback is not None:
+                return
+            self._fetch_all(check=True)
+            if self._found.count() > large:
+                return
+            (stop or threading.Event()).wait(min(max(until - monotonic(), 0), self.settle_seconds / 8))
+
+    def _compare_settled(self, stop: threading.Event | None) -> None:
+        """Look once more at pages in which no read is in flight any longer, as long as it may take."""
+        settled = self._recent.take_settled(monotonic())
+        if settled is None or self._fallback is not None:
             return
+        assert self._image is not None
+        window = WINDOW_BYTES // self._image.layout.page_size
+        for first, count in _pieces(self._image.layout, settled, window):
+            if stop is not None and stop.is_set():
+                raise CancelledMigration("cancelled while RAM was being read")
+            self._compare_piece(settled, first, count)
+
+    def _fetch_all(self, *, check: bool) -> None:
+        """Fetch what was reported, and the new holes."""
+        found = self._fetch_or_degrade(check=check)
+        if found is not None:
+            self._holes.look(found)
+            self._recent.add(monotonic(), found)
+            self._found.union(found)
+
+    def _fetch_or_degrade(self, *, check: bool = False) -> DirtyBitmap | None:
+        """What was reported since the last call. None: that is not known, scan does the work."""
+        assert self._image is not None
+        if self._fallback is not None:
+            return None
+        found = DirtyBitmap(self._image.layout.total_pages)
         try:
             if check:
                 self._check()
-            self._fetch(self._found)
+            self._fetch(found)
         except OSError as error:
             self._degrade(error)
+            return None
+        return found
 
     def _degrade(self, error: OSError) -> None:
         """Nothing is known any more: every page is suspect, and `scan` finds which of them are dirty."""
@@ -155,39 +194,36 @@ class MarkingTracker(DirtyTracker):
 
     def _compare(self, suspects: DirtyBitmap) -> int:
         """Of these pages, those that are not what was sent become dirty. Returns how many they are."""
-        image, table, pool = self._image, self._digests, self._pool
-        assert image is not None and table is not None and pool is not None
+        image, pool = self._image, self._pool
+        assert image is not None and pool is not None
+        share = suspects.count() // (cpu_count() * _PIECES_A_THREAD) + 1
+        pieces = _pieces(image.layout, suspects, share)
+        return sum(pool.map(lambda piece: self._compare_piece(suspects, *piece), pieces))
 
-        def compare(piece: tuple[int, int]) -> int:
-            first, count = piece
-            return kernel.scan_pages(
-                image.kernel_ram, table.keys, table.array, first, count, suspects.array, self._found.array
-            )
-
-        return sum(pool.map(compare, _pieces(image.layout)))
-
-    def _data_pages(self) -> DirtyBitmap:
-        assert self._image is not None
-        data = DirtyBitmap(self._image.layout.total_pages)
-        for block in self._image.layout.blocks:
-            kernel.data_pages(self._image.kernel_ram, block.first_page, block.pages, data.array)
-        return data
-
-
-def _pieces(layout: PageLayout) -> list[tuple[int, int]]:
-    """Every block in a few pieces of whole stripes, so that threads set bits of different words."""
-    share = -(-layout.total_pages // (cpu_count() * _PIECES_A_THREAD * layout.stripe_pages))
-    size = share * layout.stripe_pages
-    return [
-        (first, min(size, block.first_page + block.pages - first))
-        for block in layout.blocks
-        for first in range(block.first_page, block.first_page + block.pages, size)
-    ]
+    def _compare_piece(self, suspects: DirtyBitmap, first: int, count: int) -> int:
+        assert self._image is not None and self._digests is not None
+        return kernel.scan_pages(
+            self._image.kernel_ram,
+            self._digests.keys,
+            self._digests.array,
+            first,
+            count,
+            suspects.array,
+            self._found.array,
+        )
 
 
-def _difference(a: DirtyBitmap, b: DirtyBitmap) -> DirtyBitmap:
-    """Bits that are set in one of them only."""
-    result = DirtyBitmap(a.pages)
-    bits = int.from_bytes(a.array, "little") ^ int.from_bytes(b.array, "little")
-    result.array[:] = bits.to_bytes(len(a.array), "little")
-    return result
+def _pieces(layout: PageLayout, suspects: DirtyBitmap, most: int) -> Iterator[tuple[int, int]]:
+    """All suspects, in stretches of whole windows within a block, about `most` of them in each."""
+    bits = memoryview(suspects.array)
+    size = WINDOW_BYTES // layout.page_size
+    for block in layout.blocks:
+        end = block.first_page + block.pages
+        begin, held = block.first_page, 0
+        for first in range(block.first_page, end, size):
+            stop = min(first + size, end)
+            held += kernel.bitmap_count(bits[first // 8 : -(-stop // 64) * 8])
+            if held >= most or stop == end:
+                if held:
+                    yield begin, stop - begin
+                begin, held = stop, 0

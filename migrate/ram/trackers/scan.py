@@ -66,7 +66,7 @@ class ScanTracker(DirtyTracker):
             )
 
         dirty_pages = for_each_piece(image, compare, self._pool if stopped else None, stop)
-        return CollectStats(time.monotonic() - began, pages_read, dirty_pages)
+        return CollectStats(began, time.monotonic() - began, pages_read, dirty_pages)
 
     def close(self) -> None:
         if self._pool is not None:

@@ -41,7 +41,7 @@ class StopTracker(DirtyTracker):
         if image is None or table is None:
             raise RuntimeError("start() comes before collect()")
         if not stopped:
-            return CollectStats(0.0, 0, 0)
+            return CollectStats(time.monotonic(), 0.0, 0, 0)
         began = time.monotonic()
 
         def mark(piece: Piece) -> int:
@@ -51,7 +51,7 @@ class StopTracker(DirtyTracker):
             return kernel.zero_range(table.keys, table.array, piece.first, piece.count, bitmap.array)
 
         dirty_pages = for_each_piece(image, mark, None, stop)
-        return CollectStats(time.monotonic() - began, 0, dirty_pages)
+        return CollectStats(began, time.monotonic() - began, 0, dirty_pages)
 
     def close(self) -> None:
         self._image = None
