@@ -39,6 +39,8 @@ class RamImage:
     Attributes:
         layout: the blocks and their places in page space.
         available_bytes: destination: what fits into its files, by the file systems' word; None at the source.
+        holds_ram: destination: a file had the length of its block when it was opened, and thus maybe content
+            that is worth keeping.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class RamImage:
         self.side = side
         self.layout = layout
         self.available_bytes = available_bytes
+        self.holds_ram = False
         self._files = files
         self._incoming = False
         self._ram = self._make_kernel_ram() if side == "source" else None
@@ -115,14 +118,11 @@ class RamImage:
             _discard(files)
             raise
         image = cls("destination", layout, files, available)
+        lengths_here = {file.spec.name: file.length for file in files}
+        image.holds_ram = any(lengths_here.get(block.name) == block.length for block in layout.blocks)
         if dry_run:
             image.close()
         return image
-
-    @property
-    def holds_ram(self) -> bool:
-        """Destination: a file has the length of its block, and thus maybe content that is worth keeping."""
-        return any(file.length == block.length for file, block in self._placed())
 
     def mark(self, migration_id: str, *, keep: bool = False) -> None:
         """Put the marks, then make each file of its block's length and all holes.
