@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import control, convergence, inspect_part, kernel_part, lane, memory, product, qemu
+from bench import control, convergence, inspect_part, kernel_part, lane, memory, plan, product, qemu
 from bench.figures import Part, conditions, describe
 
-PARTS = ("kernel", "lane", "memory", "convergence", "control", "qemu")
+PARTS = ("kernel", "lane", "memory", "convergence", "control", "qemu", "plan")
 SHARED_MEMORY = Path("/dev/shm")
 DESCRIPTION = """Measure the real thing on this machine; say what was demanded and whether it was met.
 
@@ -21,6 +21,7 @@ DESCRIPTION = """Measure the real thing on this machine; say what was demanded a
   convergence  `sparse` behind 50 MB/s without XBZRLE and with it; the cache rules side by side
   control      time until the control sockets answer while pages move as fast as they can
   qemu         our destination against a QEMU's, from the same QEMU; migrate-inspect on whole pages
+  plan         what migrate-src plan says beside what moves do, on a grid of workloads and links
 
 Speeds are ratios to something measured in the same run, medians with their range."""
 EPILOG = """exit codes: 0 everything demanded was met; 1 something was missed, or broke"""
@@ -84,6 +85,7 @@ def _steps(runs: int, quick: bool, shared: Path) -> Iterator[tuple[str, Callable
     yield "control", lambda: control.run(quick, shared)
     yield "qemu", lambda: qemu.run(runs, min(mib, 512), shared, not quick)
     yield "qemu", lambda: inspect_part.run(runs, min(mib, 512), shared, not quick)
+    yield "plan", lambda: plan.run(quick, shared)
 
 
 if __name__ == "__main__":

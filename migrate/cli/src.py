@@ -21,6 +21,7 @@ from migrate.cli.arguments import (
     whole_number,
 )
 from migrate.cli.client import CLIENTS, run_client
+from migrate.cli.plan import run_plan
 from migrate.cli.program import Program, run_program
 from migrate.config import Address, RamSpec, SourceConfig
 from migrate.daemon.reporter import Reporter
@@ -34,9 +35,9 @@ sent, both RAMs are proved equal, and the guest goes on at the destination.
 Whatever fails before that leaves it running here.
 
 migrate-src migrate|query|watch|set|pause|cancel|quit --control PATH
-steers one that runs with --control. migrate-src status says from the journals
-whose the guest is, migrate-src recover settles what a crash left open. Each has
-a --help of its own."""
+steers one that runs with --control. migrate-src plan says beforehand how a
+migration would go; migrate-src status says from the journals whose the guest is,
+migrate-src recover settles what a crash left open. Each has a --help of its own."""
 
 
 def build_parser() -> ArgumentParser:
@@ -251,6 +252,8 @@ PROGRAM = Program("migrate-src", "source", build_parser, make_config, warnings, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code. `--help` and `--version` raise SystemExit(0)."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments and arguments[0] == "plan":
+        return run_plan(arguments[1:])
     if arguments and arguments[0] in CLIENTS:
         return run_client(arguments[0], arguments[1:])
     if arguments and arguments[0] in JOURNAL_COMMANDS:

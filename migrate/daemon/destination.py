@@ -152,6 +152,11 @@ class DestinationDaemon:
             raise ProtocolError("a lane came, but no migration is under way")
         self.incoming.lane_came(opening, sock)
 
+    def probe_came(self) -> None:
+        """Somebody wants to measure the link (ListenerEvents)."""
+        if self.incoming is not None:
+            raise ProtocolError("the link is not measured while a migration is under way")
+
     def qemu_came(self, head: bytes, sock: socket.socket, peer: str) -> None:
         """A QEMU's stream (ListenerEvents)."""
         channels = self._waiting_channels.take(_host(peer))

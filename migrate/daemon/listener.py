@@ -2,6 +2,7 @@
 
 "MIGRATE" 1   control: the first message must be a hello or a question
 "MIGRATE" 2   lane: one lane-open frame, then batches
+"MIGRATE" 3   probe: how fast the link is (`link_probe`); one at a time, none beside a migration
 "QEVM" 3      main channel of a QEMU's migration
 11223344 1    page channel of one, with multifd
 TLS           recognised, and refused by name
@@ -18,6 +19,7 @@ from typing import Protocol
 
 from migrate.config import Address
 from migrate.daemon.control_channel import ControlChannel
+from migrate.daemon.link_probe import take_probe
 from migrate.daemon.reporter import Reporter
 from migrate.errors import NetworkError, ProtocolError
 from migrate.protocol import messages as m
@@ -49,6 +51,9 @@ class ListenerEvents(Protocol):
     def question_came(self, question: m.Question, channel: ControlChannel) -> None:
         """A control connection that asks how far a handover is."""
 
+    def probe_came(self) -> None:
+        """Somebody wants to measure the link; raises ProtocolError if that would be in the way."""
+
     def qemu_came(self, head: bytes, sock: socket.socket, peer: str) -> None:
         """A QEMU's stream, blocking; raises ProtocolError if it is not wanted (then it is closed)."""
 
@@ -69,6 +74,7 @@ class Listener:
         self._timeout = greeting_timeout
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._probing = False
 
     async def open(self, address: Address) -> Address:
         """Listen; returns the address with the real port. Raises NetworkError."""
@@ -138,6 +144,8 @@ class Listener:
             elif preface == m.PREFACE_CONTROL:
                 taken = True
                 await self._greet_control(sock)
+            elif preface == m.PREFACE_PROBE:
+                await self._greet_probe(sock)
             elif preface.startswith(qemu_wire.MAGIC):
                 sock.setblocking(True)
                 self._events.qemu_came(preface, sock, peer)
@@ -152,6 +160,16 @@ class Listener:
         finally:
             if not taken:
                 sock.close()
+
+    async def _greet_probe(self, sock: socket.socket) -> None:
+        self._events.probe_came()
+        if self._probing:
+            raise ProtocolError("another one measures the link")
+        self._probing = True
+        try:
+            await take_probe(sock)
+        finally:
+            self._probing = False
 
     async def _greet_lane(self, sock: socket.socket) -> None:
         header = await _receive(sock, m.FRAME_HEADER_BYTES)

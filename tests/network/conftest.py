@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.network.two_hosts import TwoHosts
+from bench.two_hosts import TwoHosts
 
 
 @pytest.fixture

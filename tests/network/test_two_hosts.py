@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.lab import Event, Program
-from tests.network.two_hosts import ADDRESS, ADDRESS_6, TwoHosts
+from bench.two_hosts import ADDRESS, ADDRESS_6, TwoHosts
 
 KEEPALIVE_SECONDS = 2
 BOTH = (f"--keepalive-timeout={KEEPALIVE_SECONDS}",)

@@ -32,10 +32,11 @@ class TwoHosts(Lab):
 
     Args:
         directory: of the RAM files of both sides, and of the witness log.
+        size: of the guest's RAM, as --size takes it.
     """
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory, directory)
+    def __init__(self, directory: Path, size: str = "16M") -> None:
+        super().__init__(directory, directory, [("pc.ram", size)])
         run = secrets.token_hex(3)
         self.source_host = f"migrate-test-{run}-a"
         self.destination_host = f"migrate-test-{run}-b"
