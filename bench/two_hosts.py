@@ -62,7 +62,7 @@ class TwoHosts(Lab):
 
     def listen(self, *options: str, address: str = ADDRESS) -> Program:
         """migrate-dst on its host, listening when this returns."""
-        return self.start_destination(*options, listen=f"{bracketed(address)}:4444")
+        return self.start_destination("--insecure", *options, listen=f"{bracketed(address)}:4444")
 
     def move(self, guest: Program, *options: str, address: str = ADDRESS) -> Program:
         """migrate-src on its host, on its way to the destination."""

@@ -151,9 +151,22 @@ class SourceConfig:
     """File, or directory, for the report of each run."""
     state_dir: Path | None = None
     """Of the journals; None: the usual one of this user (`migrate.daemon.journal.default_state_dir`)."""
+    tls_dir: Path | None = None
+    """The CA, and our certificate and key; TLS is on with this or `tls_fingerprint`."""
+    tls_fingerprint: bytes | None = None
+    """SHA-256 of the one certificate that the destination may have; replaces CA and name."""
+    tls_hostname: str | None = None
+    """The name that the destination's certificate must have, where that is not the host of `to`."""
+    token_file: Path | None = None
+    """The secret that replaces our certificate."""
 
     def __post_init__(self) -> None:
         validate_source(self)
+
+    @property
+    def tls(self) -> bool:
+        """Every connection is made over TLS."""
+        return self.tls_dir is not None or self.tls_fingerprint is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +205,16 @@ class DestinationConfig:
     """Of the journals; None: the usual one of this user (`migrate.daemon.journal.default_state_dir`)."""
     is_running: str | None = None
     """Status 0: the guest that `on_commit` let go runs. Asked after a crash in the middle of that."""
+    tls_dir: Path | None = None
+    """Our certificate and key, and the CA of the sources; TLS is on with this."""
+    tls_allow: tuple[str, ...] = ()
+    """Names, of which a source's certificate must have one; empty: every certificate of the CA will do."""
+    token_file: Path | None = None
+    """The secret that a source shows instead of a certificate."""
+    allow_qemu: bool = False
+    """With TLS: take the stream of a QEMU that shows no certificate."""
+    insecure: bool = False
+    """Without TLS: listen on more than loopback."""
 
     def __post_init__(self) -> None:
         validate_destination(self)
@@ -231,6 +254,7 @@ def validate_source(config: SourceConfig) -> None:
     _check_seconds("--timeout", config.timeout, zero_allowed=True)
     _check_seconds("--keepalive-timeout", config.keepalive_timeout)
     _check_seconds("--reconnect-timeout", config.reconnect_timeout, zero_allowed=True)
+    _check_source_tls(config)
 
 
 def validate_destination(config: DestinationConfig) -> None:
@@ -258,6 +282,7 @@ def validate_destination(config: DestinationConfig) -> None:
     _check_seconds("--keepalive-timeout", config.keepalive_timeout)
     _check_seconds("--reconnect-timeout", config.reconnect_timeout, zero_allowed=True)
     _check_seconds("hook timeout", config.hook_timeout)
+    _check_destination_tls(config)
 
 
 def _check_blocks(ram: tuple[RamSpec, ...]) -> None:
@@ -323,6 +348,44 @@ def _check_guest_control(config: SourceConfig) -> None:
         raise UsageError("--dirty-tracker wp-inject needs --guest-pid or --guest-qmp: whose writes to find")
     if config.source_after == "kill" and config.guest_pid is None and config.guest_qmp is None:
         raise UsageError("--source-after kill needs --guest-pid or --guest-qmp: they say whom to end")
+
+
+def parse_fingerprint(text: str) -> bytes:
+    """Read a SHA-256 in hex, as `openssl x509 -fingerprint -sha256` prints it. Raises ValueError."""
+    digits = text.rpartition("=")[2].replace(":", "").strip()
+    if not re.fullmatch(r"[0-9A-Fa-f]{64}", digits, re.ASCII):
+        raise ValueError(f"{text!r} is not a SHA-256 fingerprint: 64 hex digits, with or without colons")
+    return bytes.fromhex(digits)
+
+
+def _check_source_tls(config: SourceConfig) -> None:
+    if config.token_file is not None and not config.tls:
+        raise UsageError(
+            "--token-file needs --tls-dir (with ca-cert.pem) or --tls-fingerprint: a token is shown only to a"
+            " destination whose certificate was verified"
+        )
+    if config.tls_hostname is not None:
+        if config.tls_dir is None:
+            raise UsageError("--tls-hostname needs --tls-dir: it is compared with a certificate of that CA")
+        if config.tls_fingerprint is not None:
+            raise UsageError("--tls-hostname and --tls-fingerprint exclude each other: the latter is exact")
+
+
+def _check_destination_tls(config: DestinationConfig) -> None:
+    if config.tls_dir is None:
+        for option, given in (
+            ("--tls-allow", config.tls_allow),
+            ("--token-file", config.token_file is not None),
+            ("--allow-qemu", config.allow_qemu),
+        ):
+            if given:
+                raise UsageError(f"{option} needs --tls-dir, with server-cert.pem and server-key.pem")
+    elif config.insecure:
+        raise UsageError("--insecure and --tls-dir exclude each other: with TLS nothing else is taken")
+    if config.tls_allow and config.token_file is not None:
+        raise UsageError("--tls-allow and --token-file exclude each other: a token replaces certificates")
+    if not all(name.strip() for name in config.tls_allow):
+        raise UsageError("--tls-allow: the name is empty")
 
 
 def _check_command(option: str, command: str | None) -> None:

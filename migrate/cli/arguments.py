@@ -9,7 +9,7 @@ from typing import NoReturn, TypeVar
 
 from migrate import __version__
 from migrate.cli.exit_codes import exit_code_help
-from migrate.config import Address
+from migrate.config import Address, parse_fingerprint
 from migrate.errors import UsageError
 
 T = TypeVar("T")
@@ -99,6 +99,46 @@ def add_state_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
         help="folder of the journals that say whose the guest is, on a disk that survives a crash; the same "
         "for all migrations of this host (default: $STATE_DIRECTORY, as systemd sets it; else "
         "/var/lib/migrate for root, ~/.local/state/migrate for others)",
+    )
+
+
+def add_tls_options(parser: argparse.ArgumentParser, files: str, token: str) -> argparse._ArgumentGroup:
+    """The options of TLS that both sides have; returns their group for the others.
+
+    Args:
+        files: what --tls-dir holds here.
+        token: what the token is for here.
+    """
+    group = parser.add_argument_group("TLS")
+    group.add_argument(
+        "--tls-dir", type=Path, metavar="DIR", help=f"every connection over TLS 1.3, with {files}"
+    )
+    group.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help=f"{token}; a file of at least 16 bytes that only its owner may read",
+    )
+    return group
+
+
+def add_source_tls_options(parser: argparse.ArgumentParser) -> None:
+    """TLS as a source has it, which `recover` has to have too."""
+    group = add_tls_options(
+        parser,
+        "ca-cert.pem (who may have signed the destination's certificate), client-cert.pem, client-key.pem",
+        "secret that replaces the client's certificate",
+    )
+    group.add_argument(
+        "--tls-fingerprint",
+        type=typed(parse_fingerprint),
+        metavar="SHA256",
+        help="accept exactly this certificate of the destination, whoever signed it and whatever its name",
+    )
+    group.add_argument(
+        "--tls-hostname",
+        metavar="NAME",
+        help="name or address that the destination's certificate must have (default: the HOST of --to)",
     )
 
 

@@ -16,6 +16,7 @@ from migrate.cli.arguments import (
     add_output_options,
     add_report_option,
     add_state_option,
+    add_tls_options,
     typed,
     whole_number,
 )
@@ -33,6 +34,9 @@ RAMs are proved equal and the source has given it up.
 
 migrate-dst status says from the journals whose the guest is, migrate-dst recover
 settles what a crash left open; each has a --help of its own."""
+
+
+NO_TLS = "no TLS: whoever reaches the port can write the RAM files, and read them on the way (see --tls-dir)"
 
 
 def build_parser() -> ArgumentParser:
@@ -112,15 +116,44 @@ def build_parser() -> ArgumentParser:
     )
     add_network_options(parser)
     add_state_option(parser.add_argument_group("handover"))
+    _add_tls_options(parser)
     add_control_option(parser)
     add_report_option(add_output_options(parser))
     return parser
 
 
+def _add_tls_options(parser: argparse.ArgumentParser) -> None:
+    group = add_tls_options(
+        parser,
+        "server-cert.pem, server-key.pem, and ca-cert.pem (who may have signed the sources' certificates)",
+        "secret that a source must know, instead of showing a certificate",
+    )
+    group.add_argument(
+        "--tls-allow",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="take only sources whose certificate has this common or alternative name; repeat it for several "
+        "(default: all that the CA signed)",
+    )
+    group.add_argument(
+        "--allow-qemu",
+        action="store_true",
+        help="with --output-dir: also take the stream of a QEMU that shows no certificate",
+    )
+    group.add_argument(
+        "--insecure",
+        action="store_true",
+        help="listen on more than loopback without TLS: whoever reaches the port can write the RAM files",
+    )
+
+
 def make_config(arguments: argparse.Namespace) -> DestinationConfig:
     """The configuration of parsed arguments. Raises UsageError."""
     fields = vars(arguments)
-    return DestinationConfig(**{**fields, "ram": tuple(fields["ram"])})
+    return DestinationConfig(
+        **{**fields, "ram": tuple(fields["ram"]), "tls_allow": tuple(fields["tls_allow"])}
+    )
 
 
 async def start(config: DestinationConfig, reporter: Reporter) -> None:
@@ -133,6 +166,8 @@ async def start(config: DestinationConfig, reporter: Reporter) -> None:
 def warnings(config: DestinationConfig) -> list[str]:
     """What works but is seldom meant."""
     found = []
+    if config.tls_dir is None:
+        found.append(NO_TLS)
     if not config.ram and config.output_dir is None:
         found.append("no --ram: every RAM block of every source will be refused")
     elif not config.ram:

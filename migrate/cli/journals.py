@@ -13,11 +13,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from migrate.cli.arguments import ArgumentParser, add_state_option, seconds, typed
+from migrate.cli.arguments import (
+    ArgumentParser,
+    add_source_tls_options,
+    add_state_option,
+    seconds,
+    typed,
+)
 from migrate.cli.choose_reporter import report_usage_error
 from migrate.cli.journal_text import meaning, status_json
 from migrate.cli.wording import error_block
-from migrate.config import Address, DestinationConfig
+from migrate.config import Address, DestinationConfig, RamSpec, SourceConfig
 from migrate.daemon.journal import FoundJournal, Journal, default_state_dir, find_journals
 from migrate.errors import JournalError, MigrateError, UndecidedError, UsageError
 from migrate.protocol.journal_record import Step
@@ -85,6 +91,7 @@ only ready is given back to the source for ever. Where the source can be reached
             metavar="S",
             help="seconds the destination has for its answer, its hooks included (default: %(default)s)",
         )
+        add_source_tls_options(parser)
         _add_force(
             force,
             "--force-resume",
@@ -169,9 +176,24 @@ def _recover(side: str, found: list[FoundJournal], arguments: argparse.Namespace
 
 async def _settle_source(arguments: argparse.Namespace, path: Path) -> str:
     from migrate.daemon.source_recovery import SourceRecovery
+    from migrate.daemon.tls_client import TlsClient
 
-    recovery = SourceRecovery(Journal.open(path), arguments.to, arguments.answer_timeout)
-    return await recovery.run(arguments.force)
+    journal = Journal.open(path)
+    try:
+        to = arguments.to or Address.parse(journal.record.peer)
+        config = SourceConfig(
+            to,
+            tuple(RamSpec(place.name, Path(place.path)) for place in journal.record.ram),
+            tls_dir=arguments.tls_dir,
+            tls_fingerprint=arguments.tls_fingerprint,
+            tls_hostname=arguments.tls_hostname,
+            token_file=arguments.token_file,
+        )
+        tls = TlsClient(config) if config.tls else None
+    except BaseException:
+        journal.close()
+        raise
+    return await SourceRecovery(journal, to, tls, arguments.answer_timeout).run(arguments.force)
 
 
 async def _settle_destination(arguments: argparse.Namespace, path: Path) -> str:

@@ -15,6 +15,7 @@ from migrate.cli.arguments import (
     add_network_options,
     add_output_options,
     add_report_option,
+    add_source_tls_options,
     add_state_option,
     seconds,
     typed,
@@ -38,6 +39,9 @@ migrate-src migrate|query|watch|set|pause|cancel|quit --control PATH
 steers one that runs with --control. migrate-src plan says beforehand how a
 migration would go; migrate-src status says from the journals whose the guest is,
 migrate-src recover settles what a crash left open. Each has a --help of its own."""
+
+
+NO_TLS = "no TLS: the guest's RAM goes to whoever answers at --to, readable on the way (see --tls-dir)"
 
 
 def build_parser() -> ArgumentParser:
@@ -68,6 +72,7 @@ def build_parser() -> ArgumentParser:
     _add_lane_options(parser)
     add_network_options(parser)
     add_state_option(parser.add_argument_group("handover"))
+    add_source_tls_options(parser)
     add_control_option(parser)
     add_report_option(add_output_options(parser))
     return parser
@@ -237,13 +242,16 @@ async def start(config: SourceConfig, reporter: Reporter) -> None:
 
 def warnings(config: SourceConfig) -> list[str]:
     """What works but is seldom meant."""
+    found = []
+    if not config.tls:
+        found.append(NO_TLS)
     paused = (config.guest_pid, config.guest_qmp, config.pause_cmd) != (None, None, None)
     if not paused and not config.check:
-        return [
+        found.append(
             "none of --guest-pid, --guest-qmp, --pause-cmd: nothing will pause the guest; "
             "whoever writes its RAM must have stopped before the last round"
-        ]
-    return []
+        )
+    return found
 
 
 PROGRAM = Program("migrate-src", "source", build_parser, make_config, warnings, start)

@@ -8,14 +8,18 @@ whoever has more to say.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from typing import cast
 
 from migrate.config import Address
 from migrate.daemon.sockets import tune_control
+from migrate.daemon.tls import PeerIdentity
+from migrate.daemon.tls_client import TlsClient
+from migrate.daemon.tls_transport import TlsTransport
 from migrate.errors import ProtocolError
-from migrate.protocol.messages import MAX_STATE_BYTES, FrameReader, encode_frame
+from migrate.protocol.messages import MAX_STATE_BYTES, PREFACE_CONTROL, FrameReader, encode_frame
 from migrate.protocol.schema import Message
 
 MAX_BACKLOG_BYTES = MAX_STATE_BYTES + (64 << 20)
@@ -31,11 +35,18 @@ class ControlChannel(asyncio.Protocol):
     Args:
         on_message: called for every message, in order.
         on_lost: called once, when the connection is gone or spoke nonsense; not after `close`.
+        identity: of a peer that came over TLS; None: it came without.
     """
 
-    def __init__(self, on_message: Callable[[Message], None], on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        on_message: Callable[[Message], None],
+        on_lost: Callable[[str], None],
+        identity: PeerIdentity | None = None,
+    ) -> None:
         self.on_message = on_message
         self.on_lost = on_lost
+        self.identity = identity
         self._transport: asyncio.Transport | None = None
         self._reader = FrameReader()
         self._closed = False
@@ -72,11 +83,6 @@ class ControlChannel(asyncio.Protocol):
         self._transport.write(encode_frame(message))
         if self._transport.get_write_buffer_size() > MAX_BACKLOG_BYTES:
             self._lose("the peer does not read what is sent to it")
-
-    def send_raw(self, data: bytes) -> None:
-        """Queue bytes that come before the first frame."""
-        assert self._transport is not None
-        self._transport.write(data)
 
     async def drained(self) -> None:
         """Wait until there is room for more, or the connection is gone."""
@@ -154,22 +160,34 @@ class ControlChannel(asyncio.Protocol):
         self.on_lost(reason)
 
 
-async def open_control(to: Address, channel: ControlChannel) -> None:
-    """Connect a channel to the first address of a host that answers.
+async def open_control(to: Address, channel: ControlChannel, tls: TlsClient | None) -> None:
+    """Connect a channel to the first address of a host that answers, up to where the hello goes.
 
     The name is looked up in a thread: one that hangs where the network is cut can be given up quietly.
 
-    Raises OSError.
+    Raises:
+        RefusedError, NetworkError: over TLS; see `TlsClient.greet`.
+        ProtocolError, EOFError, OSError
     """
+    loop = asyncio.get_running_loop()
     found = await asyncio.to_thread(socket.getaddrinfo, to.host, to.port, type=socket.SOCK_STREAM)
     problem: OSError | None = None
-    for family, _, _, _, where in found:
+    for family, kind, protocol, _, where in found:
+        sock = socket.socket(family, kind, protocol)
         try:
-            await asyncio.get_running_loop().create_connection(
-                lambda: channel, str(where[0]), to.port, family=family
-            )
+            sock.setblocking(False)
+            await loop.sock_connect(sock, where)
         except OSError as error:
-            problem = error
-        else:
+            sock.close()
+            problem = OSError(error.errno, os.strerror(error.errno or 0))  # the loop's own text has no cause
+            continue
+        except BaseException:
+            sock.close()
+            raise
+        if tls is not None:
+            TlsTransport(await tls.greet(sock), channel)
             return
+        transport, _ = await loop.create_connection(lambda: channel, sock=sock)
+        transport.write(PREFACE_CONTROL)
+        return
     raise problem or OSError(f"{to.host} has no address")

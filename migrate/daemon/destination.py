@@ -11,6 +11,7 @@ from migrate import __version__
 from migrate.config import DestinationConfig
 from migrate.daemon.arrival import Arrival, CommandArrival
 from migrate.daemon.control_channel import ControlChannel
+from migrate.daemon.greeting import Admission
 from migrate.daemon.incoming import Incoming
 from migrate.daemon.journal_start import start_destination_journal
 from migrate.daemon.listener import Listener
@@ -20,6 +21,8 @@ from migrate.daemon.qemu_arrival import QemuArrival
 from migrate.daemon.qemu_incoming import QemuIncoming
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.settlement import open_settlement
+from migrate.daemon.tls import PeerIdentity
+from migrate.daemon.tls_server import TlsServer
 from migrate.daemon.uninterrupted import uninterrupted
 from migrate.daemon.waiting_channels import WaitingChannels
 from migrate.errors import CancelledMigration, MigrateError, ProtocolError, RamError, RefusedError, UsageError
@@ -63,7 +66,10 @@ class DestinationDaemon:
         self._config = config
         self._own = own
         self._reporter = reporter
-        self._listener = Listener(self, reporter, config.keepalive_timeout)
+        tls = TlsServer(config) if config.tls_dir is not None else None
+        admission = Admission(tls, config.allow_qemu)
+        self._loopback_only = tls is None and not config.insecure
+        self._listener = Listener(self, reporter, config.keepalive_timeout, admission)
         self._waiting_channels = WaitingChannels(config.keepalive_timeout)
         self.incoming: Incoming | QemuIncoming | None = None
         """The migration under way."""
@@ -82,7 +88,7 @@ class DestinationDaemon:
     async def run(self) -> None:
         """Serve. Raises MigrateError."""
         try:
-            address = await self._listener.open(self._config.listen)
+            address = await self._listener.open(self._config.listen, loopback_only=self._loopback_only)
             self._reporter.event("listening", host=address.host, port=address.port)
             while True:
                 await self._wait_for_hello()
@@ -146,11 +152,11 @@ class DestinationDaemon:
 
     # --- connections -------------------------------------------------------------------------------------
 
-    def lane_came(self, opening: m.LaneOpen, sock: socket.socket) -> None:
+    def lane_came(self, opening: m.LaneOpen, sock: socket.socket, identity: PeerIdentity | None) -> None:
         """A lane connection (ListenerEvents)."""
         if not isinstance(self.incoming, Incoming):
             raise ProtocolError("a lane came, but no migration is under way")
-        self.incoming.lane_came(opening, sock)
+        self.incoming.lane_came(opening, sock, identity)
 
     def probe_came(self) -> None:
         """Somebody wants to measure the link (ListenerEvents)."""
@@ -333,7 +339,8 @@ class DestinationDaemon:
         migration = hello.migration.hex()
         blocks = blocks_of([(block.name, block.length) for block in hello.blocks])
         self._reporter.event("migration", id=migration, attempt=hello.attempt, blocks=blocks)
-        self._reporter.event("connected", peer=channel.peer, migration=migration)
+        known = {"identity": str(channel.identity)} if channel.identity is not None else {}
+        self._reporter.event("connected", peer=channel.peer, migration=migration, **known)
         self._reporter.event("negotiated", **agreed.as_fields(), peer=hello.software)
         self.incoming = Incoming(self._reporter, machine, image, channel, arrival, journal)
         self._arrived.set()

@@ -18,8 +18,9 @@ from migrate.daemon.lane_receiver import LaneReceiver
 from migrate.daemon.page_caches import allocate_caches
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.sockets import shut_down
+from migrate.daemon.tls import PeerIdentity
 from migrate.daemon.uninterrupted import uninterrupted
-from migrate.errors import GuestError, MigrateError, as_error
+from migrate.errors import GuestError, MigrateError, ProtocolError, as_error
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.destination import DestinationMachine
@@ -65,6 +66,8 @@ class Incoming:
         self._arrival = arrival
         self._journal = JournalWriter(journal)
         self._channel: ControlChannel | None = None
+        self._identity = channel.identity
+        """Of the source, for all its connections; None: without TLS."""
         self._sockets: dict[tuple[int, int], socket.socket] = {}
         """Lane connections that wait for their thread, by (lane, epoch)."""
         self._receivers: dict[int, LaneReceiver] = {}
@@ -146,14 +149,18 @@ class Incoming:
 
     # --- connections -------------------------------------------------------------------------------------
 
-    def lane_came(self, opening: m.LaneOpen, sock: socket.socket) -> None:
+    def lane_came(self, opening: m.LaneOpen, sock: socket.socket, identity: PeerIdentity | None) -> None:
         """Take a lane connection. Raises ProtocolError: it is not wanted."""
+        if identity != self._identity:
+            raise ProtocolError(f"a lane came from somebody else ({identity}) than the migration it names")
         self._machine.lane_opened(opening)
         self._sockets[opening.lane, opening.epoch] = sock
         self._perform()
 
     def resume(self, hello: m.Hello, channel: ControlChannel) -> m.Reject | None:
         """The source came back. Returns a reject where it cannot go on."""
+        if channel.identity != self._identity:
+            return m.Reject("this migration was begun by another source", "", "source")
         reject = self._machine.resume(time.monotonic(), hello)
         if reject is None:
             self._reporter.event("reconnected", peer=channel.peer, attempt=hello.attempt)
@@ -165,6 +172,8 @@ class Incoming:
 
     def ask(self, question: m.Question, channel: ControlChannel) -> m.Verdict | None:
         """The source came back with a question. Returns the answer where it cannot stay."""
+        if channel.identity != self._identity:
+            return m.Verdict(question.number, "busy", "this migration was begun by another source")
         verdict = self._machine.asked(time.monotonic(), question)
         if verdict is None:
             self._reporter.event("question", migration=self.migration, step=self._machine.state.value)

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import threading
 import time
 from typing import Protocol
 
-from migrate.daemon.sockets import shut_down, tune_lane
+from migrate.daemon.sockets import has_arrived, shut_down, tune_lane
 from migrate.errors import MigrateError
 from migrate.protocol.batch import HEADER_BYTES, MAX_BODY_BYTES, Kind
 from migrate.protocol.lane_destination import AppliedBatch, DestinationLane
@@ -116,7 +117,10 @@ class LaneReceiver:
     def _receive_header(self, header: memoryview) -> None:
         """The next header; what is held is told before waiting for it."""
         here = 0
-        if self._held:
+        if isinstance(self._socket, ssl.SSLSocket):
+            if self._held and not has_arrived(self._socket):
+                self._tell_held()
+        elif self._held:
             try:
                 here = self._socket.recv_into(header, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -125,8 +129,9 @@ class LaneReceiver:
 
     def _receive(self, view: memoryview) -> None:
         """Fill the whole view. Raises ConnectionError at the end of the stream."""
+        flags = 0 if isinstance(self._socket, ssl.SSLSocket) else socket.MSG_WAITALL  # TLS takes none
         while view:
-            count = self._socket.recv_into(view, 0, socket.MSG_WAITALL)
+            count = self._socket.recv_into(view, len(view), flags)
             if count == 0:
                 raise ConnectionError("the source closed the lane")
             view = view[count:]

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from migrate.daemon.sockets import shut_down, tune_lane
+from migrate.daemon.tls_client import TlsClient
 from migrate.errors import MigrateError
 from migrate.protocol.bandwidth import TokenBucket, batch_limit
 from migrate.protocol.batch import Kind
@@ -45,6 +46,7 @@ class LaneSender:
         opening: bytes that begin the connection.
         bucket: the bandwidth limit, shared by all lanes.
         lanes: how many share it.
+        tls: makes the connection a TLS one.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class LaneSender:
         lanes: int,
         connect_timeout: float,
         events: LaneEvents,
+        tls: TlsClient | None = None,
     ) -> None:
         self._lane = lane
         self._address = address
@@ -64,6 +67,7 @@ class LaneSender:
         self._lanes = lanes
         self._connect_timeout = connect_timeout
         self._events = events
+        self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._inbox: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._socket: socket.socket | None = None
@@ -126,10 +130,7 @@ class LaneSender:
         self._tell(self._events.lane_ended, self._lane.number, None if self._stopping else problem)
 
     def _send_batches(self) -> None:
-        sock = socket.create_connection(self._address, self._connect_timeout)
-        self._socket = sock
-        sock.settimeout(None)
-        tune_lane(sock, sends=True)
+        sock = self._connect()
         sock.sendall(self._opening)
         self._lane.commit_cache()
         while True:
@@ -148,6 +149,20 @@ class LaneSender:
                 return
             self._note(batch)
             sock.sendall(view)
+
+    def _connect(self) -> socket.socket:
+        """The connection, blocking from here on. Raises OSError, RefusedError."""
+        sock = self._socket = socket.create_connection(self._address, self._connect_timeout)
+        if self._tls is not None:
+            secured = self._tls.wrap(sock)
+            sock = self._socket = secured
+            if self._stopping:  # who stops it shut down what was there before
+                raise ConnectionAbortedError("the lane was stopped")
+            secured.do_handshake()
+            self._tls.check(secured)
+        sock.settimeout(None)
+        tune_lane(sock, sends=True)
+        return sock
 
     def _note(self, batch: SentBatch) -> None:
         self._sent.append(batch)

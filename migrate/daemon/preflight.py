@@ -8,13 +8,14 @@ from migrate.units import format_size
 
 
 def check_items(
-    config: SourceConfig, hello: m.Hello, accept: m.Accept, tracker: str, guest: str
+    config: SourceConfig, hello: m.Hello, accept: m.Accept, tracker: str, guest: str, connection: str
 ) -> list[dict[str, str]]:
     """Rows of what, value and verdict ("ok", or "note" where the peer gave less than was asked for).
 
     Args:
         tracker: the dirty tracker that was chosen.
         guest: how the guest is paused.
+        connection: whether it is secured, and how.
     """
 
     def row(what: str, value: str, verdict: str = "ok") -> dict[str, str]:
@@ -24,6 +25,7 @@ def check_items(
     rows.append(row("RAM in use", format_size(hello.data_bytes)))
     rows.append(row("room at the destination", f"for {format_size(accept.free_bytes)} of RAM"))
     rows.append(row("protocol", f"version {accept.version}, peer {accept.software}"))
+    rows.append(row("connection", connection))
     cache = (
         "no XBZRLE" if not accept.cache_bytes else f"{format_size(accept.cache_bytes)}, {accept.cache_rule}"
     )

@@ -18,7 +18,7 @@ from migrate.config import DestinationConfig
 from migrate.daemon.page_channels import PageChannels
 from migrate.daemon.qemu_receiver import QemuReceiver
 from migrate.daemon.reporter import Reporter
-from migrate.daemon.sockets import probe_peer, shut_down, tune_lane
+from migrate.daemon.sockets import probe_peer, shut_down, shut_down_reading, shut_down_writing, tune_lane
 from migrate.errors import (
     CancelledMigration,
     MigrateError,
@@ -208,16 +208,10 @@ class QemuIncoming:
         with suppress(OSError):
             if self._return_path:
                 self._socket.sendall(encode_shut(status))
-                self._socket.shutdown(socket.SHUT_WR)
+                shut_down_writing(self._socket)
                 until = time.monotonic() + LINGER_SECONDS
                 self._socket.settimeout(LINGER_SECONDS)
                 while time.monotonic() < until and self._socket.recv(CHUNK):
                     pass
         shut_down(self._socket)
         self._socket.close()
-
-
-def shut_down_reading(sock: socket.socket) -> None:
-    """Wake up the thread that reads; it can still write its last word."""
-    with suppress(OSError):
-        sock.shutdown(socket.SHUT_RD)

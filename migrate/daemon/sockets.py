@@ -1,9 +1,15 @@
-"""Socket options shared by both daemons (LMT section 8)."""
+"""Socket options shared by both daemons (LMT section 8), and how a socket's thread is woken.
+
+A TLS socket is shut down by the call of its base class: `SSLSocket.shutdown` takes TLS off first, and a
+thread at work in it might then send plain text, or take what is encrypted for plain text.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
+import ssl
 
 LANE_BUFFER_BYTES = 2 << 20
 _SO_SNDBUFFORCE = 32
@@ -38,5 +44,26 @@ def tune_lane(sock: socket.socket, *, sends: bool) -> None:
 
 def shut_down(sock: socket.socket) -> None:
     """Wake up a thread that is blocked in the socket; a bare close would leave it there."""
+    _shut_down(sock, socket.SHUT_RDWR)
+
+
+def shut_down_reading(sock: socket.socket) -> None:
+    """Wake up the thread that reads; it can still write its last word."""
+    _shut_down(sock, socket.SHUT_RD)
+
+
+def shut_down_writing(sock: socket.socket) -> None:
+    """No more will come from here; what the peer still says can be read."""
+    _shut_down(sock, socket.SHUT_WR)
+
+
+def has_arrived(sock: ssl.SSLSocket) -> bool:
+    """Whether a read of its own thread would find something, in OpenSSL or in the kernel."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return sock.pending() > 0 or bool(poll.poll(0))
+
+
+def _shut_down(sock: socket.socket, how: int) -> None:
     with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
+        socket.socket.shutdown(sock, how)

@@ -32,6 +32,7 @@ from migrate.daemon.preflight import check_items
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.source_work import SourceWork
 from migrate.daemon.supervisor import Supervisor
+from migrate.daemon.tls_client import TlsClient
 from migrate.daemon.trackers import make_tracker
 from migrate.daemon.uninterrupted import uninterrupted
 from migrate.errors import GuestError, MigrateError, UsageError, as_error
@@ -123,6 +124,7 @@ async def migrate(
     Raises:
         MigrateError: the class says what failed, `guest` where the guest runs now.
     """
+    tls = TlsClient(config) if config.tls else None
     with contextlib.ExitStack() as stack:
         image = stack.enter_context(RamImage.open_source(config.ram, config.page_size))
         hello = make_hello(config, image)
@@ -147,7 +149,7 @@ async def migrate(
                 journal = await asyncio.to_thread(start_source_journal, config, hello, image, own is not None)
                 if config.guest_pid or config.pause_cmd or config.guest_qmp:
                     stack.callback(Supervisor(journal.path).stop)
-            daemon = SourceDaemon(config, reporter, machine, work, guest, journal, watcher)
+            daemon = SourceDaemon(config, reporter, machine, work, guest, journal, tls, watcher)
             if watcher is not None:
                 watcher.begun(daemon)
             await daemon.run()
@@ -166,6 +168,7 @@ class SourceDaemon:
         work: SourceWork,
         guest: GuestControl,
         journal: Journal | None,
+        tls: TlsClient | None,
         watcher: SourceWatcher | None = None,
     ) -> None:
         self.machine = self._machine = machine
@@ -177,6 +180,7 @@ class SourceDaemon:
         self._guest = guest
         self._journal = None if journal is None else JournalWriter(journal)
         """None for a pre-flight, which writes nothing."""
+        self._tls = tls
         self._channel: ControlChannel | None = None
         self._lanes: dict[int, LaneSender] = {}
         self._bucket = TokenBucket(config.max_bandwidth, BURST_BYTES)
@@ -409,6 +413,7 @@ class SourceDaemon:
                 agreed,
                 self._work.tracker_name,
                 self._guest.describe(),
+                self._tls.describe() if self._tls is not None else "without TLS",
             )
             self._reporter.event("check", items=items)
 
@@ -444,14 +449,15 @@ class SourceDaemon:
         channel = ControlChannel(self._on_message, self._on_lost)
         try:
             async with asyncio.timeout(self._config.keepalive_timeout):
-                await open_control(to, channel)
+                await open_control(to, channel, self._tls)
         except TimeoutError:
             self._input(self._machine.connection_lost, "the connection could not be opened in time")
-        except OSError as error:
+        except MigrateError as error:
+            self._input(self._machine.connection_refused, error)
+        except (OSError, EOFError) as error:
             self._input(self._machine.connection_lost, _text(error))
         else:
             self._channel = channel
-            channel.send_raw(m.PREFACE_CONTROL)
             self._input(self._machine.connected)
 
     def _open_lane(self, action: a.OpenLane) -> None:
@@ -464,6 +470,7 @@ class SourceDaemon:
             len(self._machine.link.lanes),
             self._config.keepalive_timeout,
             self,
+            self._tls,
         )
         self._lanes[action.lane] = sender
         try:

@@ -13,6 +13,7 @@ from migrate.daemon.control_channel import ControlChannel, open_control
 from migrate.daemon.journal import Journal
 from migrate.daemon.journal_writer import JournalWriter
 from migrate.daemon.recorded_guest import resume_recorded
+from migrate.daemon.tls_client import TlsClient
 from migrate.errors import MigrateError, NetworkError, ProtocolError, UndecidedError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
@@ -31,15 +32,17 @@ class SourceRecovery:
 
     Args:
         journal: open; closed by `run`.
-        to: where the destination listens now; None: where it did.
+        to: where the destination listens now.
+        tls: as the migration had it.
         answer_seconds: how long it may take to answer, its hooks included.
     """
 
-    def __init__(self, journal: Journal, to: Address | None, answer_seconds: float) -> None:
+    def __init__(self, journal: Journal, to: Address, tls: TlsClient | None, answer_seconds: float) -> None:
         self._record = journal.record
         self._handover = SourceHandover(self._record.step)
         self._writer = JournalWriter(journal)
         self._to = to
+        self._tls = tls
         self._answer_seconds = answer_seconds
         self._channel: ControlChannel | None = None
         self._place = "the guest runs at the destination"
@@ -78,14 +81,13 @@ class SourceRecovery:
     async def _ask(self) -> None:
         messages: asyncio.Queue[Message | str] = asyncio.Queue()
         self._channel = ControlChannel(messages.put_nowait, messages.put_nowait)
-        to = self._to or Address.parse(self._record.peer)
+        to = self._to
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                await open_control(to, self._channel)
-        except (OSError, TimeoutError) as error:
-            reason = getattr(error, "strerror", None) or "no answer"
+                await open_control(to, self._channel, self._tls)
+        except (OSError, EOFError, TimeoutError, MigrateError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or "no answer"
             raise self._cut(f"cannot talk to the destination at {to}: {reason}") from error
-        self._channel.send_raw(m.PREFACE_CONTROL)
         self._handover.link()
         await self._follow()
         while not self._over:

@@ -19,6 +19,7 @@ from migrate.daemon.own_guest import Guest
 from migrate.daemon.process_guest import ProcessGuest
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.source import SourceDaemon, migrate
+from migrate.daemon.tls_client import TlsClient
 from migrate.daemon.uninterrupted import uninterrupted
 from migrate.errors import CancelledMigration, MigrateError, UndecidedError
 from migrate.protocol.parameters import parameter_values, with_parameters
@@ -47,6 +48,8 @@ class SourceService:
     def __init__(self, config: SourceConfig, reporter: Reporter, own: Guest | None) -> None:
         assert config.control is not None
         self._own = own
+        if config.tls:
+            TlsClient(config)  # each migration reads the files anew; what is wrong with them shows now
         self._config = config
         """With the parameters as they are now."""
         table = CommandTable(

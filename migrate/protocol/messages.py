@@ -4,6 +4,8 @@ connection = "MIGRATE" u8 (1 control, 2 lane), then frames; a lane carries one, 
 frame      = be32 length, be32 CRC-32C of the payload, payload (msgpack, see schema.py; at most 1 MiB)
 
 source                                        destination
+                            ←──────────────── welcome (over TLS only; see token.py)
+token-proof ───────────────────────────────→  if it asks for one
 hello ─────────────────────────────────────→
                             ←──────────────── accept | reject
                             ←──────────────── digests …, of what the destination holds, if that was wished for
@@ -107,6 +109,25 @@ class QemuMachine:
     machine: Name
     """Machine type, with its version where it has one: pc-i440fx-7.2."""
     accelerator: Word
+
+
+@message("welcome")
+@dataclass(frozen=True)
+class Welcome(Message):
+    """First word over TLS, control connection: the destination is content with the certificate, if any."""
+
+    nonce: Secret
+    token: bool
+    """It wants a proof of the token next."""
+
+
+@message("token-proof")
+@dataclass(frozen=True)
+class TokenProof(Message):
+    """The source knows the token (token.py)."""
+
+    nonce: Secret
+    proof: Secret
 
 
 @message("hello")

@@ -142,6 +142,14 @@ class SourceMachine:
             if self.state in PAUSED:
                 self.pause.abandon(now, NetworkError(f"the connection broke during the pause: {reason}"))
 
+    def connection_refused(self, now: float, error: MigrateError) -> None:
+        """The connection could be opened, but one side does not want to talk to the other (TLS)."""
+        if self.state is SourceState.SETUP:
+            self.link.control = ControlState.DOWN
+            self.ending.fail(now, error)
+        else:
+            self.connection_lost(now, error.message)
+
     def message(self, now: float, message: Message) -> None:
         """A message came from the destination. A forbidden one fails the migration."""
         if self.state is SourceState.ENDED:

@@ -34,16 +34,18 @@ def test_the_option_names_are_the_contract() -> None:
         return set(parser._option_string_actions)  # type: ignore[attr-defined]
 
     both = {"-h", "--help", "--version", "--ram", "--json", "--control", "--metrics", "--report"}
-    both |= {"--keepalive-timeout", "--reconnect-timeout", "--state-dir"}
+    both |= {"--keepalive-timeout", "--reconnect-timeout", "--state-dir", "--tls-dir", "--token-file"}
     assert options(src.build_parser()) == both | {
         "--to", "--xbzrle-cache-size", "--xbzrle-cache-rule", "--guest-pid", "--pause-cmd", "--resume-cmd",
         "--state-cmd", "--dirty-tracker", "--downtime-limit", "--max-bandwidth", "--switchover-bandwidth",
         "--max-rounds", "--timeout", "--timeout-action", "--source-after", "--verify", "--check",
-        "--compression", "--lanes", "--dirty-log", "--guest-qmp",
+        "--compression", "--lanes", "--dirty-log", "--guest-qmp", "--warm",
+        "--tls-fingerprint", "--tls-hostname",
     }  # fmt: skip
     assert options(dst.build_parser()) == both | {
         "--listen", "--xbzrle-cache-limit", "--on-prepare", "--on-commit", "--once", "--output-dir",
         "--guest-qmp", "--multifd-channels", "--switchover-ack", "--is-running",
+        "--tls-allow", "--allow-qemu", "--insecure",
     }  # fmt: skip
 
 
@@ -210,8 +212,11 @@ def test_every_usage_error_says_what_to_type_next(capsys: pytest.CaptureFixture[
 
 def test_only_a_seldom_meant_command_line_is_warned_about() -> None:
     assert any("--guest-pid" in text for text in src.warnings(source_config()))
-    assert src.warnings(source_config("--guest-pid", "1")) == []
-    assert src.warnings(source_config("--check")) == []
+    assert src.warnings(source_config("--guest-pid", "1")) == [src.NO_TLS]
+    assert src.warnings(source_config("--check", "--tls-dir", "x")) == []
+    assert src.warnings(source_config("--check", "--tls-fingerprint", "ab" * 32)) == []
     assert any("--ram" in text for text in dst.warnings(destination_config()))
     assert any("--on-commit" in text for text in dst.warnings(destination_config("--ram", "x")))
-    assert dst.warnings(destination_config("--ram", "x", "--on-commit", "true")) == []
+    complete = ("--ram", "x", "--on-commit", "true")
+    assert dst.warnings(destination_config(*complete)) == [dst.NO_TLS]
+    assert dst.warnings(destination_config(*complete, "--tls-dir", "x")) == []

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.lab import Lab, Program
+from migrate.cli.src import NO_TLS
 
 
 def move(
@@ -78,7 +79,7 @@ def test_auto_takes_write_protection_and_says_why(lab: Lab) -> None:
         "log: no --dirty-log was given",
         f"wp: process {guest.pid} offers a userfaultfd",
     ]
-    assert not source.found("warning")
+    assert [event["message"] for event in source.found("warning")] == [NO_TLS]
 
 
 def test_auto_falls_back_to_scan_and_says_why(lab: Lab) -> None:
