@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
+from migrate.cli.arguments import ArgumentParser
+from migrate.cli.inspect_files import CLEAN
 from migrate.cli.report_page import make_page
 from migrate.cli.report_writer import replace_file
 from migrate.errors import UsageError
 from migrate.protocol.report_reading import MOST_BYTES, SideReport, check_pair, read_report
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Its options."""
+    parser.add_argument("reports", type=Path, nargs="+", metavar="FILE", help="what --report wrote")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="where the page goes (default: standard output)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the page. Raises MigrateError."""
+    write_page(options.reports, options.output)
+    return CLEAN
 
 
 def write_page(paths: list[Path], output: Path | None) -> None:

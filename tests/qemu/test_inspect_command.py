@@ -296,3 +296,33 @@ def test_every_capture_is_legal(tmp_path: Path, capsys: pytest.CaptureFixture[st
         path.write_bytes(stream(name))
         assert main([str(path)]) == 0, name
     capsys.readouterr()
+
+
+def test_diff_of_two_streams_is_that_of_what_they_lead_to(
+    recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--pages", "--json", str(recorded)]) == 0
+    lines = capsys.readouterr().out.splitlines()[:-1]
+    records = [json.loads(line)["record"] for line in lines]
+    last = {(record["block"], record["offset"]): record for record in records}
+    page = next(record for record in last.values() if record["type"] == "page" and record["block"] == "mem")
+    data = bytearray(recorded.read_bytes())
+    data[page["at"] + 500] ^= 1
+    other = tmp_path / "other"
+    other.write_bytes(data)
+    assert main(["diff", str(recorded), str(recorded)]) == 0
+    assert capsys.readouterr().out == "equal\n"
+    assert main(["diff", str(recorded), str(other)]) == 1
+    assert capsys.readouterr().out.splitlines() == [f"mem  {page['offset']:#x}  1 pages", "1 pages differ"]
+    data[page["at"] + 500] ^= 1
+    data[data.index(b"timer") + 40] ^= 1
+    other.write_bytes(data)
+    assert main(["diff", "--json", str(recorded), str(other)]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["equal"] and not found["device_state_equal"]
+    assert [row["differing_pages"] for row in found["blocks"].values()] == [0] * len(found["blocks"])
+    other.write_bytes(stream("one-block-q7.2"))
+    assert main(["diff", "--json", str(recorded), str(other)]) == 1
+    assert "pc.bios" in json.loads(capsys.readouterr().out)["only_in_one"]
+    other.write_bytes(bytes(4096))
+    assert main(["diff", str(recorded), str(other)]) == 2
