@@ -3,7 +3,7 @@
 
 #include "internal.h"
 
-enum { GROUP_BYTES = 64 << 10, GROUP_MAX = 64, DELTA_GAP = 2, DELTA_SAVING = 4, LOOKED_AT_FACTOR = 16 };
+enum { GROUP_BYTES = 64 << 10, GROUP_MAX = 64, DELTA_GAP = 1, DELTA_SAVING = 4, LOOKED_AT_FACTOR = 16 };
 
 struct filler {
     const struct mk_fill *q;

@@ -23,14 +23,12 @@ enum {
     COPY = 16,        /* bytes copied for a short run */
 };
 
-/* Eight mask words, with gaps of one or two bits between set bits filled; `before` and `after` are the words
- * beside each. */
+/* Eight mask words, with gaps of one bit between set bits filled; `before` and `after` are the words beside
+ * each. */
 AVX512 static inline __m512i fill_gaps(__m512i here, __m512i before, __m512i after)
 {
-    __m512i left1 = _mm512_shldi_epi64(here, before, 1), left2 = _mm512_shldi_epi64(here, before, 2);
-    __m512i right1 = _mm512_shrdi_epi64(here, after, 1), right2 = _mm512_shrdi_epi64(here, after, 2);
-    __m512i one_or_first = _mm512_and_si512(left1, _mm512_or_si512(right1, right2));
-    return _mm512_or_si512(here, _mm512_or_si512(one_or_first, _mm512_and_si512(left2, right1)));
+    __m512i left = _mm512_shldi_epi64(here, before, 1), right = _mm512_shrdi_epi64(here, after, 1);
+    return _mm512_or_si512(here, _mm512_and_si512(left, right));
 }
 
 /* Take the lowest set bit from each word: its position, 64 if there was none. */
@@ -191,7 +189,7 @@ int xbzrle_encode_avx512(
     uint16_t edges[EDGES_ROOM];
     struct plan plan;
     size_t chunks = (length + CHUNK - 1) / CHUNK;
-    if (gap != 0 && gap != 2)
+    if (gap > 1)
         return xbzrle_encode_bmi(masks, new, length, out, limit, gap);
     size_t count = list_edges(edges, masks, chunks, gap);
     if (count > EDGES_MAX)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from backports import zstd
@@ -135,8 +135,16 @@ def _land(packet: Packet, ram: dict[bytes, bytearray]) -> None:
             block[offset : offset + P] = content
 
 
-def decode(data: bytes, channels: Sequence[bytes] = ()) -> tuple[dict[str, bytes], bytes]:
-    """RAM by block and the device state of a precopy stream, with multifd or without. Raises IllegalError."""
+OnDelta = Callable[[bytes, bytes, bytes], None]
+
+
+def decode(
+    data: bytes, channels: Sequence[bytes] = (), on_delta: OnDelta | None = None
+) -> tuple[dict[str, bytes], bytes]:
+    """RAM by block and the device state of a precopy stream, with multifd or without. Raises IllegalError.
+
+    `on_delta` gets the page before, every delta, and the page behind it.
+    """
     stream = _Bytes(data)
     multifd = _Channels(channels)
     need(stream.raw(8) == b"QEVM\0\0\0\3")
@@ -159,11 +167,11 @@ def decode(data: bytes, channels: Sequence[bytes] = ()) -> tuple[dict[str, bytes
             need(ram_id is None and section != 0)
             ram_id = section
             ram = _blocks(stream, ignore_shared)
-            _records(stream, ram, last, multifd)
+            _records(stream, ram, last, multifd, on_delta)
             need(stream.number(1) == 0x7E and stream.number(4) == section)
         elif kind in (2, 3):
             need(stream.number(4) == ram_id)
-            _records(stream, ram, last, multifd)
+            _records(stream, ram, last, multifd, on_delta)
             need(stream.number(1) == 0x7E and stream.number(4) == ram_id)
             ended |= kind == 3
         else:
@@ -213,7 +221,13 @@ def _blocks(stream: _Bytes, ignore_shared: bool) -> dict[bytes, bytearray]:
     return {name: bytearray(length) for name, length in lengths.items()}
 
 
-def _records(stream: _Bytes, ram: dict[bytes, bytearray], last: list[bytes], multifd: _Channels) -> None:
+def _records(
+    stream: _Bytes,
+    ram: dict[bytes, bytearray],
+    last: list[bytes],
+    multifd: _Channels,
+    on_delta: OnDelta | None,
+) -> None:
     while True:
         word = stream.number(8)
         flags, offset = word % P & ~0x20, word // P * P
@@ -246,7 +260,11 @@ def _records(stream: _Bytes, ram: dict[bytes, bytearray], last: list[bytes], mul
             need(stream.number(1) == 1)
             length = stream.number(2)
             need(length <= P)
-            block[offset : offset + P] = apply_delta(stream.raw(length), block[offset : offset + P])
+            old, delta = bytes(block[offset : offset + P]), stream.raw(length)
+            new = apply_delta(delta, old)
+            if on_delta is not None:
+                on_delta(old, delta, new)
+            block[offset : offset + P] = new
 
 
 def _inflated(data: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
@@ -10,8 +11,8 @@ from qemu_support import IGNORE_SHARED, PRECOPY, Receiver, stream, truth
 
 from migrate.errors import StreamError
 
-CUTS = 7
-FLIPS = 7
+DAMAGES = int(os.environ.get("MIGRATE_TEST_DAMAGES", "7"))
+"""Of each kind and capture; `.ci/run` does 200."""
 EARLY = 2000
 """Every third damage falls into the first bytes, where most of the container stands."""
 
@@ -40,14 +41,14 @@ def places(rng: random.Random, data: bytes, count: int) -> list[int]:
 @pytest.mark.parametrize("name", PRECOPY + IGNORE_SHARED)
 def test_a_cut_stream(name: str, rng: random.Random) -> None:
     data = stream(name)
-    for at in places(rng, data, CUTS):
+    for at in places(rng, data, DAMAGES):
         assert ours(data[:at]) == oracle(data[:at]), at
 
 
 @pytest.mark.parametrize("name", PRECOPY + IGNORE_SHARED)
 def test_a_stream_with_a_flipped_bit(name: str, rng: random.Random) -> None:
     data = stream(name)
-    for at in places(rng, data, FLIPS):
+    for at in places(rng, data, DAMAGES):
         bit = rng.randrange(8)
         damaged = bytearray(data)
         damaged[at] ^= 1 << bit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import struct
 
@@ -14,7 +15,8 @@ from qemu_support import MULTIFD, Receiver, channels, stream, truth
 from migrate.errors import StreamError
 from migrate.protocol.qemu_multifd import MultifdChannel, decode_opening
 
-DAMAGES = 5
+DAMAGES = int(os.environ.get("MIGRATE_TEST_DAMAGES", "5"))
+"""Of each kind, capture and method; `.ci/run` does 200."""
 EARLY = 1500
 ONE = (Pages(b"mem", ((0, bytes(range(256)) * 16), (P, b"x" * P)), (2 * P,)),)
 

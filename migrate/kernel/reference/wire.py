@@ -25,7 +25,7 @@ HEADER = struct.Struct(">Q")
 COMPRESSED_HEADER = struct.Struct(">I")
 XBZRLE_HEADER = struct.Struct(">BH")
 XBZRLE_ENCODING = 1
-GAP = 2  # a run header costs two bytes, so a gap of up to two is no longer inside the run
+GAP = 1  # a run header costs two bytes, a longer run one more: a gap of one is never longer inside the run
 LOOKS_PER_RECORD = 16  # a call looks at no more than this many times max_records pages
 
 
