@@ -43,12 +43,20 @@ def run_program(program: Program[Config], argv: Sequence[str] | None) -> int:
         return error.exit_code
     from migrate.cli.report_writer import with_report  # the kernel, which --help can do without
     from migrate.cli.run_daemon import run_daemon  # asyncio and uvloop, likewise
+    from migrate.cli.service_manager import NotifyingReporter, ServiceManager, with_watchdog
 
     with choose_reporter(program.name, program.side, json=config.json) as chosen:
-        reporter = with_report(chosen, program.side, config)
+        manager = ServiceManager()
+        reporter: Reporter = with_report(chosen, program.side, config)
+        if manager.listens:
+            reporter = NotifyingReporter(reporter, manager, program.side)
         for message in program.warnings(config):
             reporter.event("warning", message=message)
-        return run_daemon(lambda: program.start(config, reporter), reporter, program.side)
+        start = with_watchdog(lambda: program.start(config, reporter), manager)
+        try:
+            return run_daemon(start, reporter, program.side)
+        finally:
+            manager.close()
 
 
 def _check_report(path: Path | None) -> None:
