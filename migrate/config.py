@@ -149,6 +149,8 @@ class SourceConfig:
     """Where Prometheus may scrape."""
     report: Path | None = None
     """File, or directory, for the report of each run."""
+    receipt: Path | None = None
+    """File, or directory, for the receipt of each completed move."""
     state_dir: Path | None = None
     """Of the journals; None: the usual one of this user (`migrate.daemon.journal.default_state_dir`)."""
     tls_dir: Path | None = None
@@ -201,6 +203,8 @@ class DestinationConfig:
     """Where Prometheus may scrape."""
     report: Path | None = None
     """File, or directory, for the report of each run."""
+    receipt: Path | None = None
+    """File, or directory, for the receipt of each completed move."""
     state_dir: Path | None = None
     """Of the journals; None: the usual one of this user (`migrate.daemon.journal.default_state_dir`)."""
     is_running: str | None = None

@@ -181,3 +181,10 @@ def add_report_option(group: argparse._ArgumentGroup) -> None:
         help="JSON report of the run, also of one that fails or is cancelled; a directory gets a file for "
         "each migration; `migrate-inspect report` makes a page with plots of both sides' reports",
     )
+    group.add_argument(
+        "--receipt",
+        type=Path,
+        metavar="PATH",
+        help="after a completed move, what was proved, signed by the key in --tls-dir, else by the token; a "
+        "directory gets a file for each migration; checked by `migrate-inspect verify-receipt`",
+    )

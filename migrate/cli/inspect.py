@@ -14,6 +14,7 @@ from migrate.cli import (
     inspect_diff,
     inspect_extract,
     inspect_look,
+    inspect_receipt,
     inspect_record,
     inspect_replay,
     inspect_report,
@@ -21,7 +22,7 @@ from migrate.cli import (
 from migrate.cli.arguments import ArgumentParser
 from migrate.cli.inspect_files import ILLEGAL, UNREADABLE
 from migrate.cli.wording import printable
-from migrate.errors import MigrateError, ReportError, StreamError
+from migrate.errors import MigrateError, ReportError, StreamError, VerifyError
 
 DESCRIPTION = """Read a migration stream and say what is in it, and whether it is legal.
 
@@ -33,6 +34,9 @@ DESCRIPTION = """Read a migration stream and say what is in it, and whether it i
                                                play what was recorded into a destination
   migrate-inspect report FILE [FILE]           a page with plots of what --report wrote at one side, or both
 
+  migrate-inspect verify-receipt FILE [--tls-dir DIR | --token-file FILE]
+                                               whether what --receipt wrote is whole, and whose it is
+
 Streams: the main channel of a QEMU migration (precopy, with or without XBZRLE
 and return path; postcopy; files with mapped-ram), and a recorded lane of
 migrate-src. A stream is read in pieces: its length does not matter."""
@@ -43,9 +47,11 @@ writes N.up (to the destination) and N.down for the Nth connection.
 
 exit codes:
     0  clean: the stream is legal to its end; diff: equal; replay: taken;
-       report: the page is written
+       report: the page is written; verify-receipt: whole, and signed by whom
+       the given files tell to believe
     1  illegal stream: rule and byte offset are named; diff: not equal; replay:
-       not taken; report: malformed, or the two files are not of one migration
+       not taken; report: malformed, or the two files are not of one migration;
+       verify-receipt: changed, unsigned, or signed by somebody else
     2  cannot read: options, a missing file, another kind of stream, a full disk,
        nobody there"""
 
@@ -64,6 +70,7 @@ COMMANDS = {
     "record": Command(inspect_record.add_options, inspect_record.run),
     "replay": Command(inspect_replay.add_options, inspect_replay.run),
     "report": Command(inspect_report.add_options, inspect_report.run),
+    "verify-receipt": Command(inspect_receipt.add_options, inspect_receipt.run),
 }
 
 
@@ -86,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"migrate-inspect: error: {printable(error.message)}\n")
         if error.hint:
             sys.stderr.write(f"  next: {printable(error.hint)}\n")
-        return ILLEGAL if isinstance(error, StreamError | ReportError) else UNREADABLE
+        return ILLEGAL if isinstance(error, StreamError | ReportError | VerifyError) else UNREADABLE
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return UNREADABLE

@@ -36,18 +36,24 @@ def run_program(program: Program[Config], argv: Sequence[str] | None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         config = program.make_config(program.build_parser().parse_args(arguments))
-        _check_report(config.report)
+        _check_writable("--report", config.report)
+        _check_writable("--receipt", config.receipt)
     except UsageError as error:
         error.with_context(hint=f"{program.name} --help lists all options")
         report_usage_error(error, program.name, json="--json" in arguments)
         return error.exit_code
+    from migrate.cli.receipt_writer import with_receipt
     from migrate.cli.report_writer import with_report  # the kernel, which --help can do without
     from migrate.cli.run_daemon import run_daemon  # asyncio and uvloop, likewise
     from migrate.cli.service_manager import NotifyingReporter, ServiceManager, with_watchdog
 
     with choose_reporter(program.name, program.side, json=config.json) as chosen:
         manager = ServiceManager()
-        reporter: Reporter = with_report(chosen, program.side, config)
+        try:
+            reporter = with_receipt(with_report(chosen, program.side, config), program.side, config)
+        except UsageError as error:
+            chosen.error(error.with_context(side=program.side))
+            return error.exit_code
         if manager.listens:
             reporter = NotifyingReporter(reporter, manager, program.side)
         for message in program.warnings(config):
@@ -59,12 +65,12 @@ def run_program(program: Program[Config], argv: Sequence[str] | None) -> int:
             manager.close()
 
 
-def _check_report(path: Path | None) -> None:
-    """Whether a report can be written there: said before anything moves. Raises UsageError."""
+def _check_writable(option: str, path: Path | None) -> None:
+    """Whether a file can be written there: said before anything moves. Raises UsageError."""
     if path is None:
         return
     directory = path if path.is_dir() else path.parent
     if not directory.is_dir():
-        raise UsageError(f"--report {path}: there is no directory {directory}")
+        raise UsageError(f"{option} {path}: there is no directory {directory}")
     if not os.access(directory, os.W_OK | os.X_OK):
-        raise UsageError(f"--report {path}: nothing can be written into {directory}")
+        raise UsageError(f"{option} {path}: nothing can be written into {directory}")

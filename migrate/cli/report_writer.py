@@ -109,10 +109,13 @@ class ReportWriter:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Put new content in place of a file at one instant. Raises OSError: the old one stays."""
+    """Put new content in place of a file at one instant, for its owner only.
+
+    Raises OSError: the old one stays.
+    """
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with new.open("wb") as file:
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -247,6 +247,13 @@ def _question(fields: Fields, side: str) -> str:
     return f"the source asks about migration {migration}: {step} here"
 
 
+def _proved(fields: Fields, side: str) -> str:
+    del side
+    receipt = fields.get("receipt")
+    shown = receipt if isinstance(receipt, Mapping) else {}
+    return f"RAM proved equal (level {printable(shown.get('level'))}, root {printable(shown.get('root'))})"
+
+
 def _stored(fields: Fields, side: str) -> str:
     del side
     blocks = fields.get("blocks")
@@ -276,6 +283,7 @@ _WORDINGS: dict[str, Callable[[Fields, str], str]] = {
     "reconnecting": _reconnecting,
     "reconnected": _reconnected,
     "waiting": _waiting,
+    "proved": _proved,
     "prepared": _fixed("destination prepared: it can run the guest"),
     "committed": _fixed("committed: the guest belongs to the destination"),
     "running": _fixed("guest runs at the destination"),

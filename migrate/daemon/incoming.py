@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 
 from migrate.daemon.arrival import Arrival
 from migrate.daemon.control_channel import ControlChannel
@@ -16,6 +17,7 @@ from migrate.daemon.journal import Journal
 from migrate.daemon.journal_writer import JournalWriter
 from migrate.daemon.lane_receiver import LaneReceiver
 from migrate.daemon.page_caches import allocate_caches
+from migrate.daemon.receipts import destination_receipt
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.sockets import shut_down
 from migrate.daemon.tls import PeerIdentity
@@ -110,6 +112,9 @@ class Incoming:
         finally:
             ticker.cancel()
             await uninterrupted(self._clean_up(ticker))
+        if self.outcome == "completed" and error is None:
+            receipt = destination_receipt(self._machine, time.monotonic())
+            self._reporter.event("proved", receipt=asdict(receipt))
         self._reporter.summary(
             self._machine.stats, time.monotonic(), self.outcome, guest=self._machine.guest_place
         )

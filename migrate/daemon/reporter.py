@@ -47,7 +47,7 @@ class Reporter(Protocol):
         Args:
             name: lower case, with dashes: `listening`, `migration`, `connected`, `negotiated`, `tracker`,
                 `status`, `outlook`, `round`, `pausing`, `paused`, `resumed`, `lane-reset`, `reconnecting`,
-                `waiting`, `reconnected`, `prepared`, `committed`, `running`, `stored`, `cancelled`,
+                `waiting`, `reconnected`, `prepared`, `committed`, `running`, `proved`, `stored`, `cancelled`,
                 `warning`, `check`.
                 An unknown name is printed as it is.
             **fields: what JSON can hold; sizes in bytes, rates in bytes a second, times in seconds.

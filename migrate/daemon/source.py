@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from migrate.daemon.lane_sender import LaneSender
 from migrate.daemon.own_guest import Guest, OwnGuest
 from migrate.daemon.page_caches import allocate_caches
 from migrate.daemon.preflight import check_items
+from migrate.daemon.receipts import source_receipt
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.source_work import SourceWork
 from migrate.daemon.supervisor import Supervisor
@@ -204,6 +205,8 @@ class SourceDaemon:
         stopped = self._guest.stopped_copy()
         if outcome == "completed" and self._config.source_after == "keep" and stopped is not None:
             left["stopped_here"] = stopped
+        if outcome == "completed" and error is None:
+            self._reporter.event("proved", receipt=asdict(source_receipt(self._machine, now)))
         self._reporter.summary(self._machine.stats, now, outcome, guest=self._machine.guest_place, **left)
         if error is not None:
             raise error

@@ -33,7 +33,7 @@ def test_the_option_names_are_the_contract() -> None:
     def options(parser: object) -> set[str]:
         return set(parser._option_string_actions)  # type: ignore[attr-defined]
 
-    both = {"-h", "--help", "--version", "--ram", "--json", "--control", "--metrics", "--report"}
+    both = {"-h", "--help", "--version", "--ram", "--json", "--control", "--metrics", "--report", "--receipt"}
     both |= {"--keepalive-timeout", "--reconnect-timeout", "--state-dir", "--tls-dir", "--token-file"}
     assert options(src.build_parser()) == both | {
         "--to", "--xbzrle-cache-size", "--xbzrle-cache-rule", "--guest-pid", "--pause-cmd", "--resume-cmd",
