@@ -14,8 +14,8 @@ from bench.two_hosts import TwoHosts
 
 TOLERANCE = 0.25
 DEMANDED_SHARE = 0.8
-LEAST_DOWNTIME_MS = 30
-"""A downtime is also right if it is off by no more than that, a tenth of the limit."""
+LEAST_DOWNTIME_MS = 15
+"""A downtime is also right if it is off by no more than that, a twentieth of the limit."""
 MOVE_SECONDS = 180.0
 DURATION = 5
 QUEUE = "50ms"

@@ -134,12 +134,13 @@ class GuestSampler:
 
     def _collect(self, harvests: Harvests, stop: threading.Event) -> float:
         """Harvest; returns the instant."""
-        bitmap = DirtyBitmap(self._layout.total_pages)
         began = time.monotonic()
-        found = self._tracker.collect(bitmap, stop=stop)
-        if self._marking:  # it may have waited before
-            began = time.monotonic() - found.seconds
-        harvests.add(began, bitmap, found.seconds)
+        if isinstance(self._tracker, MarkingTracker):
+            bitmap = self._tracker.reported() or DirtyBitmap(self._layout.total_pages)
+        else:
+            bitmap = DirtyBitmap(self._layout.total_pages)
+            self._tracker.collect(bitmap, stop=stop)
+        harvests.add(began, bitmap, time.monotonic() - began)
         return began
 
     def _choose(self, pages: DirtyBitmap) -> list[int]:

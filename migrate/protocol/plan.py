@@ -26,8 +26,10 @@ from migrate.ram.trackers.marking import COMPARE_RATE, LARGE_COMPARE
 RECORD_HEAD = 8
 ZERO_RECORD = RECORD_HEAD + 1
 DELTA_HEAD = RECORD_HEAD + 3
-QUEUE_BYTES = 4 << 20
-"""What socket buffers of a lane and the way through them hold."""
+QUEUE_BYTES = 13 << 18
+"""What socket buffers of a lane and the way through them hold: measured over a token bucket."""
+ALONE = 3.0
+"""Times what a page costs at the source: in the pause nothing hides what it costs at the destination."""
 METER_SECONDS = 0.1
 """Of a busy link, before its bandwidth counts as measured (RateMeter)."""
 SETUP_SECONDS = 0.03
@@ -37,6 +39,8 @@ STOP_SECONDS = 0.002
 STAGE_SECONDS = 0.004
 """Of the event loops and threads of both sides, for each of copy, verify and commit."""
 PARTS_OF_A_ROUND = 16
+WAITS = 8
+"""In so many pieces a harvest waits for a report to settle."""
 ITERATIONS = 3
 """What a round sends depends on how long it takes, which depends on what it sends."""
 
@@ -113,14 +117,15 @@ class _Run:
     _interval: float = 0.0
     """Over which it looks back."""
     _interval_before: float = 0.0
-    _reports: list[tuple[float, float]] = field(default_factory=list)
-    """(instant of a harvest, begin of the time it looks back on)."""
+    _reports: list[tuple[float, float, float]] = field(default_factory=list)
+    """(instant of a harvest, begin of the time it looks back on, pages), the start with all of RAM first."""
     _stored: float = 0.0
     """Pages that came into the cache after round 1."""
 
     def __post_init__(self) -> None:
         self._started = self._harvest = SETUP_SECONDS + 3 * self.link.round_trip
         self.now = self._started + self.workload.start_seconds
+        self._reports.append((self.now, self.now, self.workload.data_pages))
 
     # --- rounds -----------------------------------------------------------------------------------------
 
@@ -138,14 +143,13 @@ class _Run:
                 len(self.rounds), math.ceil(cost.pages), int(cost.pages), int(cost.wire_bytes), seconds, known
             )
         )
-        if len(self.rounds) == 1:
-            self._settle()
+        self._settle(bandwidth)
         harvest = self.now
         self._pass_time(self.workload.harvest_seconds, bandwidth)
         self._interval_before, self._interval = self._interval, harvest - self._harvest
-        self._reports.append((harvest, self._harvest))
-        self._harvest = harvest
         pending = round(self.workload.written(self._interval))
+        self._reports.append((harvest, self._harvest, pending))
+        self._harvest = harvest
         stopped = self._compare_seconds(COMPARE_RATE) + self.workload.harvest_seconds * STOPPED_SHARE
         situation = Situation(
             rows=tuple(self._rows[-RECENT_ROUNDS - 1 :]),
@@ -178,7 +182,7 @@ class _Run:
             reading + workload.harvest_seconds * STOPPED_SHARE * (not workload.compares_all), bandwidth
         )
         cost = self._cost(bandwidth, stopped=True)
-        copying = max(cost.pages * workload.page_seconds, (self._queue + cost.wire_bytes) / bandwidth)
+        copying = max(ALONE * cost.pages * workload.page_seconds, (self._queue + cost.wire_bytes) / bandwidth)
         self.now += copying + self.link.round_trip + STAGE_SECONDS
         self.wire_bytes += cost.wire_bytes
         self.now += reading + 2 * self.link.round_trip + 2 * STAGE_SECONDS
@@ -215,22 +219,31 @@ class _Run:
         self._busy += through / bandwidth
         self.now += seconds
 
-    def _settle(self) -> None:
-        """The first harvest waits where comparing all of RAM would be dear (MarkingTracker)."""
-        dear = self.workload.data_bytes / COMPARE_RATE > LARGE_COMPARE
-        left = self._started + self.workload.settle_seconds - self.now
-        if dear and left > 0:
-            self._pass_time(left, self._bandwidth(self.limits.max_bandwidth))
+    def _settle(self, bandwidth: float) -> None:
+        """A harvest compares what has settled, and waits for a report of very much (MarkingTracker)."""
+        workload, settle = self.workload, self.workload.settle_seconds
+        if not settle:
+            return
+        large = LARGE_COMPARE * COMPARE_RATE / workload.page_size
+        while True:
+            ready = [report for report in self._reports if report[0] <= self.now - settle]
+            self._reports = self._reports[len(ready) :]
+            pages = sum(report[2] for report in ready)
+            self._pass_time(pages * workload.page_size / COMPARE_RATE, bandwidth)
+            until = max((at + settle for at, _, pages in self._reports if pages > large), default=0.0)
+            if until <= self.now or workload.written(self.now - self._harvest) > large:
+                return
+            self._pass_time(min(until - self.now, settle / WAITS) + 1e-6, bandwidth)
 
     def _compare_seconds(self, rate: float) -> float:
-        """To compare what was reported a short while ago, in the pause."""
-        settle = self.workload.settle_seconds
-        if not settle:
+        """To compare, in the pause, what was reported and has not settled, but for what is sent anyway."""
+        workload = self.workload
+        if not workload.settle_seconds or not self._reports:
             return 0.0
-        if self.now < self._started + settle:
-            return self.workload.data_bytes / rate
-        oldest = min((begin for at, begin in self._reports if at > self.now - settle), default=self.now)
-        return self.workload.written(self.now - oldest) * self.workload.page_size / rate
+        _, oldest, most = self._reports[0]
+        if most < workload.data_pages:
+            most = workload.written(self._harvest - oldest)
+        return max(most - workload.written(self._interval), 0.0) * workload.page_size / rate
 
     # --- pages ------------------------------------------------------------------------------------------
 

@@ -101,6 +101,13 @@ class MarkingTracker(DirtyTracker):
         compare_seconds = recent_pages * image.layout.page_size / COMPARE_RATE
         return CollectStats(began, seconds, 0, found.count(), compare_seconds)
 
+    def reported(self) -> DirtyBitmap | None:
+        """Fetch and clear what was written since the last call, for who sends nothing and only looks.
+
+        Nothing is compared with what was sent. None: that is not known (`fault` says why).
+        """
+        return self._fetch_or_degrade(check=True)
+
     def differing(self) -> int | None:
         if self._image is None:
             raise RuntimeError("start() comes before differing()")
