@@ -148,7 +148,7 @@ class SourceConfig:
     metrics: Address | None = None
     """Where Prometheus may scrape."""
     report: Path | None = None
-    """File, or directory, for the report of each run."""
+    """File, or directory, for the report of each run; the commands write it."""
     receipt: Path | None = None
     """File, or directory, for the receipt of each completed move."""
     state_dir: Path | None = None
@@ -202,7 +202,7 @@ class DestinationConfig:
     metrics: Address | None = None
     """Where Prometheus may scrape."""
     report: Path | None = None
-    """File, or directory, for the report of each run."""
+    """File, or directory, for the report of each run; the commands write it."""
     receipt: Path | None = None
     """File, or directory, for the receipt of each completed move."""
     state_dir: Path | None = None

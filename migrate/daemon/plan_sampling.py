@@ -92,7 +92,7 @@ class GuestSampler:
             written_zero_share=harvests.deltas.zero_share,
             delta_bytes=Curve(harvests.deltas.curve or _WHOLE_PAGES, float(self._layout.page_size)),
             early_share=_early_share(data, harvests.all),
-            harvest_seconds=_middle([each.seconds for each in harvests.taken]),
+            harvest_seconds=statistics.median(each.seconds for each in harvests.taken),
             page_seconds=page_seconds,
             read_bytes_per_second=read_rate * max(1.0, PARALLEL_GAIN * cpu_count()),
             compares_all=not self._marking,
@@ -136,7 +136,8 @@ class GuestSampler:
         """Harvest; returns the instant."""
         began = time.monotonic()
         if isinstance(self._tracker, MarkingTracker):
-            bitmap = self._tracker.reported() or DirtyBitmap(self._layout.total_pages)
+            reported = self._tracker.reported()
+            bitmap = DirtyBitmap(self._layout.total_pages) if reported is None else reported
         else:
             bitmap = DirtyBitmap(self._layout.total_pages)
             self._tracker.collect(bitmap, stop=stop)
@@ -175,7 +176,7 @@ class GuestSampler:
             pages += count
         if not pages:
             return 0.0, COMPARE_RATE
-        return 1 - filled / pages, self._layout.page_size / _middle(times)
+        return 1 - filled / pages, self._layout.page_size / _undisturbed(times)
 
     def _record_seconds(self, data: DirtyBitmap) -> float:
         """What it takes to read a page and make a record of it."""
@@ -199,7 +200,7 @@ class GuestSampler:
             at, done = filled.next_page, filled.finished
             if filled.records:
                 times.append((time.monotonic() - began) / filled.records)
-        return _middle(times)
+        return _undisturbed(times)
 
     def _stretches(self, data: DirtyBitmap, most_pages: int) -> list[tuple[int, int]]:
         """Stretches of data pages, all of them or some at random, at most so many pages."""
@@ -286,9 +287,9 @@ class _Harvest:
         self.seconds = seconds
 
 
-def _middle(times: list[float]) -> float:
-    """The median: what a guest or anybody else takes of the CPUs now and then does not count."""
-    return statistics.median(times) if times else 0.0
+def _undisturbed(times: list[float]) -> float:
+    """What it takes with the CPUs free, as they are once the guest is stopped: the least tenth of the times."""
+    return sorted(times)[len(times) // 10] if times else 0.0
 
 
 def _early_share(data: DirtyBitmap, written: DirtyBitmap) -> tuple[float, ...]:

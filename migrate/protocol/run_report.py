@@ -55,7 +55,7 @@ _NOT_KEPT = frozenset({"round", "migration", "tracker", "check"})
 _SETTINGS = (
     *("to", "listen", "ram", "once", "output_dir"),
     *("xbzrle_cache_size", "xbzrle_cache_rule", "xbzrle_cache_limit"),
-    *("guest_pid", "source_after", "dirty_tracker", "dirty_log"),
+    *("guest_pid", "guest_qmp", "source_after", "dirty_tracker", "dirty_log", "warm", "state_dir"),
     *(
         "downtime_limit_ms",
         "max_bandwidth",
@@ -67,7 +67,7 @@ _SETTINGS = (
     *("verify", "compression", "lanes", "page_size", "keepalive_timeout", "reconnect_timeout", "check"),
 )
 """Fields of a configuration that a report shows."""
-_COMMANDS = ("pause_cmd", "resume_cmd", "state_cmd", "on_prepare", "on_commit")
+_COMMANDS = ("pause_cmd", "resume_cmd", "state_cmd", "on_prepare", "on_commit", "is_running")
 """Fields that may hold secrets: the report only says whether they are set."""
 
 
