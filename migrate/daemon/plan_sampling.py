@@ -288,7 +288,7 @@ class _Harvest:
 
 
 def _undisturbed(times: list[float]) -> float:
-    """What it takes with the CPUs free, as they are once the guest is stopped: the least tenth of the times."""
+    """What it takes with free CPUs, as they are once the guest is stopped: the least tenth of the times."""
     return sorted(times)[len(times) // 10] if times else 0.0
 
 
