@@ -10,7 +10,7 @@ from migrate import kernel
 from migrate.ram.image import RamImage
 from migrate.ram.layout import PageLayout
 
-_GAP = 2  # as `fill` joins runs
+_GAP = 1  # as `fill` joins runs
 _NO_GAIN = 4  # bytes that a delta must be shorter than the page: its header, and one
 
 
