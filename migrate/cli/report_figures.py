@@ -133,9 +133,10 @@ def rate_points(samples: Sequence[Numbers], offset: float) -> list[tuple[float, 
 
 
 def _remaining(source: SideReport) -> list[tuple[float, float]]:
-    """The samples, and what each round began with."""
+    """The samples since round 1 began, and what each round began with."""
     page_size = source.total("ram.page-size") or 0.0
-    points = [(s["time"], max(s["remaining"], 0.0)) for s in source.samples if "remaining" in s]
+    samples = [s for s in source.samples if "remaining" in s and s.get("round", 0)]
+    points = [(s["time"], max(s["remaining"], 0.0)) for s in samples]
     points += [(row["start"], row.get("dirty-pages", 0.0) * page_size) for row in source.rounds]
     return sorted(point for point in points if point[0] >= 0)
 
