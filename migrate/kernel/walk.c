@@ -24,7 +24,7 @@ struct walker {
     size_t checked_block; /* whose file was looked at in this call */
     struct iovec run[RUN_MAX]; /* pages that follow each other and wait to be written */
     size_t run_length, run_block;
-    uint64_t run_first;
+    uint64_t run_first, run_pages; /* several of them are one part where they follow each other here, too */
     struct mk_error *error;
 };
 
@@ -68,13 +68,13 @@ static enum mk_status check_once(struct walker *w, size_t block)
     return status;
 }
 
-static enum mk_status
-write_pages(struct walker *w, size_t block, uint64_t first, struct iovec *part, size_t count)
+static enum mk_status write_pages(
+    struct walker *w, size_t block, uint64_t first, uint64_t pages, struct iovec *part, size_t count)
 {
     enum mk_status status = check_once(w, block);
     if (status != MK_OK)
         return status;
-    w->r->written += count;
+    w->r->written += pages;
     return write_parts(w->q->ram, block, first << w->q->ram->page_shift, part, count, w->error);
 }
 
@@ -82,13 +82,13 @@ static enum mk_status write_run(struct walker *w)
 {
     size_t count = w->run_length;
     w->run_length = 0;
-    return count ? write_pages(w, w->run_block, w->run_first, w->run, count) : MK_OK;
+    return count ? write_pages(w, w->run_block, w->run_first, w->run_pages, w->run, count) : MK_OK;
 }
 
 static enum mk_status write_page(struct walker *w, const struct record *record, const uint8_t *content)
 {
     struct iovec part = {(void *)(uintptr_t)content, w->q->ram->page_size};
-    return write_pages(w, record->block, record->in_block, &part, 1);
+    return write_pages(w, record->block, record->in_block, 1, &part, 1);
 }
 
 static uint64_t page_number(const struct walker *w, const struct record *record)
@@ -115,15 +115,23 @@ static enum mk_status land_page(struct walker *w, const struct record *record)
     mark(w->q->content, page_number(w, record));
     if (!w->q->apply)
         return MK_OK;
-    bool follows = w->run_length && w->run_length < RUN_MAX && w->run_block == record->block
-        && w->run_first + w->run_length == record->in_block;
-    if (!follows) {
+    bool follows = w->run_length && w->run_block == record->block
+        && w->run_first + w->run_pages == record->in_block;
+    struct iovec *last = &w->run[w->run_length ? w->run_length - 1 : 0];
+    if (follows && (uint8_t *)last->iov_base + last->iov_len == record->payload) {
+        last->iov_len += record->length;
+        w->run_pages++;
+        return MK_OK;
+    }
+    if (!follows || w->run_length == RUN_MAX) {
         enum mk_status status = write_run(w);
         if (status != MK_OK)
             return status;
         w->run_block = record->block;
         w->run_first = record->in_block;
+        w->run_pages = 0;
     }
+    w->run_pages++;
     w->run[w->run_length++] = (struct iovec){(void *)(uintptr_t)record->payload, record->length};
     return MK_OK;
 }

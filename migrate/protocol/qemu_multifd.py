@@ -95,6 +95,7 @@ class MultifdChannel:
         self._header: _Header | None = None
         self.offset = OPENING_BYTES
         self._method: int | None = None
+        self._raw_name, self._name = b"", ""
         self._unpacker: Unpacker | None = None
 
     @property
@@ -122,15 +123,20 @@ class MultifdChannel:
         else:
             header = self._header
             data = self._unpacked(header)
-        try:
-            name = header.name.split(b"\0")[0].decode()
-        except UnicodeDecodeError:
-            raise self.error("multifd-packet", "the name of a block is not UTF-8") from None
+        if header.name != self._raw_name:
+            self._name = self._read_name(header.name)
+            self._raw_name = header.name
         pages = header.normal + header.zero
         offsets = bytes(self._head[_HEADER.size : _HEADER.size + 8 * pages])
         self.offset += len(self._head) + (header.size if header.normal else 0)
         self._header = None
-        return Packet(name, header.normal, offsets, data, bool(header.flags & SYNC))
+        return Packet(self._name, header.normal, offsets, data, bool(header.flags & SYNC))
+
+    def _read_name(self, raw: bytes) -> str:
+        try:
+            return raw.split(b"\0")[0].decode()
+        except UnicodeDecodeError:
+            raise self.error("multifd-packet", "the name of a block is not UTF-8") from None
 
     def _read_header(self) -> _Header:
         header = _Header(*_HEADER.unpack_from(self._head))
