@@ -280,6 +280,7 @@ class DestinationMachine:
         del now
         if self.state is DestinationState.ACTIVE:
             self._warm.read(digests, self.hello)
+            self.lanes.begin_with_held_ram()
 
     # --- inputs: the journal, ends ------------------------------------------------------------------
 

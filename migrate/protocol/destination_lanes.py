@@ -66,6 +66,8 @@ class DestinationLanes:
         self._emit = emit
         self._send = send
         self._stats = stats
+        self._began: list[int] | None = None
+        """Sums of the stripes when the migration began; None: all was zero."""
         share = lane_cache_bytes(agreement.cache_bytes, agreement.lanes)
         self._places = [
             _Place(
@@ -195,10 +197,14 @@ class DestinationLanes:
             else:
                 place.lane.close()
 
+    def begin_with_held_ram(self) -> None:
+        """The digest array says what RAM holds before any lane was opened: their sums count from there."""
+        self._began = self._digests.stripe_sums()
+
     def rebase(self) -> None:
         """The digest array was replaced by what RAM holds: compute each lane's sum anew."""
         layout = self._image.layout
-        zero = DigestTable(self._keys, layout).stripe_sums()
+        began = self._began or DigestTable(self._keys, layout).stripe_sums()
         held = self._digests.stripe_sums()
         stripes = [
             (block.first_page + at) // layout.stripe_pages
@@ -208,7 +214,7 @@ class DestinationLanes:
         lanes = len(self._places)
         for place in self._places:
             place.lane.lane_sum = 0
-        for stripe, now, before in zip(stripes, held, zero, strict=True):
+        for stripe, now, before in zip(stripes, held, began, strict=True):
             lane = self._places[stripe % lanes].lane
             lane.lane_sum = (lane.lane_sum + now - before) % _SUM
 

@@ -163,6 +163,7 @@ class SourceRounds:
             machine.begin_pause(now, decision.reason)
         else:
             self._waits_for_lanes = True  # a guest that is stopped while a lane is down stands for nothing
+            self.tell_outlook(now, before, "the pause waits until every lane has a connection that works")
 
     def tell_outlook(self, now: float, before: tuple[float, float] | None, reason: str) -> None:
         """What remains is more than it was, or the time left another: say why.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from sim_network import Channel, Fault
+from sim_random import draw
 from simulation import Scenario, World, run
 
 from migrate.errors import NetworkError, ProtocolError
@@ -59,8 +60,6 @@ def _positions(world: World, channel: Channel, step: int, rng: random.Random) ->
     return iter(range(rng.randrange(step), world.network.delivered[channel], step))
 
 
-SIZES = [0, 1 << 13, 1 << 14, 1 << 15, 1 << 16, 1 << 21]
-"""Of page caches; the last is more than is allowed."""
 CHANNELS = pytest.mark.parametrize("channel", ["control up", "control down", "lane up"])
 
 
@@ -185,43 +184,9 @@ def test_a_lane_that_gets_nothing_across(shm_dir: Path, rng: random.Random, how:
 
 def test_random_faults(shm_dir: Path, rng: random.Random) -> None:
     """Several faults of all kinds at once: whatever comes of it, the promises hold (simulation.World)."""
-    channels: list[Channel] = ["control up", "control down", "lane up"]
     outcomes: dict[str, int] = {}
     for _ in range(60):
-        verify = rng.choice(["stream", "ram", "full"])
-        faults = tuple(
-            Fault(
-                rng.choice(channels),
-                rng.randrange(200, 2500),
-                rng.choice(["cut", "cut", "flip", "silence"]),  # type: ignore[arg-type]
-                rng.randrange(8),
-                rng.choice([0.0, 0.0, 2.0]),
-            )
-            for _ in range(rng.randrange(1, 5))
-        )
-        seconds = {
-            name: rng.choice([0.0, 0.0, 0.05, 0.5])
-            for name in ("pause", "resume", "state", "tracker", "harvest", "confirm", "verify", "prepare")
-        }
-        scenario = Scenario(
-            pages=rng.choice([(2,), (3, 2), (3, 2, 2)]),
-            lanes=rng.randrange(1, 4),
-            codec=rng.choice(["none", "zlib"]),
-            cache_rule=rng.choice(["default", "qemu"]),
-            cache_bytes=rng.choice([0, 1 << 14]),
-            verify=verify,
-            batch_limit=rng.choice([1, 3000, 1 << 20]),
-            tracker=rng.choice(["scan", "log", "stop"]),
-            downtime_limit_ms=rng.choice([300, 300, 20]),
-            timeout=rng.choice([0.0, 0.3]),
-            timeout_action="pause",
-            tampered=rng.choice([0, 1, 2]) if verify == "full" else 0,
-            failing=tuple((work, 1) for work in ("pause", "prepare", "state") if rng.random() < 0.05),
-            faults=faults,
-            resizes=tuple((rng.randrange(400), rng.choice(SIZES)) for _ in range(rng.randrange(3))),
-            **{f"{name}_seconds": value for name, value in seconds.items()},
-        )
-        outcome = run(shm_dir, scenario, rng.getrandbits(32)).source.machine.outcome
+        outcome = run(shm_dir, draw(rng), rng.getrandbits(32)).source.machine.outcome
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
     assert outcomes["completed"] > 10, outcomes
 
