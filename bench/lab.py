@@ -215,6 +215,17 @@ class Lab:
             f" --pidfile={base}.pid --ready-file={base}.ready >{base}.log 2>&1 &"
         )
 
+    @property
+    def running_command(self) -> str:
+        """Shell command that is content if the guest of the last `resume_command` runs."""
+        pidfile = shlex.quote(str(self._directory / f"arrived-{self._arrived}.pid"))
+        return f"kill -0 $(cat {pidfile} 2>/dev/null) 2>/dev/null"
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the guest of the last `resume_command` runs."""
+        return subprocess.run(self.running_command, shell=True, check=False).returncode == 0
+
     def wait_arrived(self) -> int:
         """Wait until the guest beats at the destination; returns its process id."""
         base = self._directory / f"arrived-{self._arrived}"

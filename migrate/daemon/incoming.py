@@ -151,6 +151,7 @@ class Incoming:
         await self._arrival.leave()
         self._arrival.close()
         self._image.close()
+        self._machine.lanes.release_caches()
 
     # --- connections -------------------------------------------------------------------------------------
 

@@ -240,6 +240,7 @@ class SourceDaemon:
         if self._channel is not None:
             self._channel.close()
             await self._channel.closed(CLOSE_SECONDS)
+        self._machine.link.release_caches()
 
     # --- steering ----------------------------------------------------------------------------------------
 

@@ -197,6 +197,11 @@ class DestinationLanes:
             else:
                 place.lane.close()
 
+    def release_caches(self) -> None:
+        """The migration has ended: let the memory of the page caches go, whoever still knows the machine."""
+        for place in self._places:
+            place.lane.cache = place.lane.prepared = None
+
     def begin_with_held_ram(self) -> None:
         """The digest array says what RAM holds before any lane was opened: their sums count from there."""
         self._began = self._digests.stripe_sums()

@@ -275,6 +275,11 @@ class SourceLink:
                 self._emit(a.StopLane(link.lane.number))
         self.control = ControlState.DOWN
 
+    def release_caches(self) -> None:
+        """The migration has ended: let the memory of the page caches go, whoever still knows the machine."""
+        for link in self.lanes:
+            link.lane.cache = None
+
     def _break(self, link: LaneLink, reason: str) -> None:
         if link.state is not LinkState.UP:
             return

@@ -1,0 +1,1 @@
+"""Long runs that count what must be zero: `bin/soak --help`."""
