@@ -55,7 +55,7 @@ def make_directory(directory: Path) -> None:
             hint=f"name another folder, or if nobody needs it: rm -r {directory}",
         )
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise RamError(f"{directory} cannot be made: {error.strerror}", side="destination") from error
 

@@ -67,6 +67,10 @@ def test_over_tls_with_a_certificate(qemu: Qemu, tls_dir: Path, shm_dir: Path, c
     finally:
         destination.kill()
     assert mem.read_bytes() == qemu.ram_file.read_bytes()
+    out = shm_dir / "out"
+    assert not [path for path in (out, mem, *out.iterdir()) if path.stat().st_mode & 0o077], (
+        "for its owner only"
+    )
     qemu.goes_on()
 
 

@@ -95,7 +95,15 @@ def test_every_changed_byte_is_found(receipt: Receipt, pki: Pki, by: str) -> Non
             changed = data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
             with pytest.raises(MigrateError):
                 check(changed, tls_dir, token)
-    for other in (data[:-1], data + b"\n", data.replace(b",", b", ", 1), b"", b"\n\n", b"[]\n{}\n"):
+    for other in (
+        data[:-2] + b" }\n",
+        data[:-1],
+        data + b"\n",
+        data.replace(b",", b", ", 1),
+        b"",
+        b"\n\n",
+        b"[]\n{}\n",
+    ):
         with pytest.raises(VerifyError):
             check(other, tls_dir, token)
 
