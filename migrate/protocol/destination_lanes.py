@@ -151,7 +151,7 @@ class DestinationLanes:
     def failed(self, number: int, reason: str) -> None:
         """The lane's thread has ended because of bad bytes or a broken connection."""
         place = self._places[number]
-        if not place.stopping:
+        if not place.stopping or place.reset_due:  # the source may have seen no more than that it broke
             place.reason = reason
             place.reset_due = True
         self.stopped(number)
