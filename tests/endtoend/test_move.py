@@ -127,7 +127,7 @@ def test_a_guest_that_keeps_a_log_while_it_runs(lab: Lab, shm_dir: Path) -> None
     source = move(lab, guest, f"--dirty-log=pc.ram={log}", "--downtime-limit=1000")
     assert source.summary["dirty-tracker"] == "log"
     assert "SIGTSTP" in source.wait_event("tracker")["reasons"][0]
-    assert not source.found("warning")
+    assert [event["message"] for event in source.found("warning")] == [NO_TLS]
 
 
 def test_a_log_of_a_guest_that_would_stop_anywhere_is_refused(lab: Lab, shm_dir: Path) -> None:
