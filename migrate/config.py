@@ -25,6 +25,9 @@ SourceAfter = Literal["keep", "kill"]
 VerifyLevel = Literal["stream", "ram", "full"]
 Compression = Literal["none", "zlib"]
 
+Throttle = int | Literal["auto"]
+"""Per cent of the guest's time, 0 for none; or as much as it takes."""
+
 CACHE_RULES: tuple[CacheRule, ...] = ("default", "qemu")
 DIRTY_TRACKERS: tuple[DirtyTrackerName, ...] = ("auto", "log", "wp", "wp-inject", "scan", "stop")
 TIMEOUT_ACTIONS: tuple[TimeoutAction, ...] = ("cancel", "pause")
@@ -34,6 +37,7 @@ VERIFY_LEVELS: tuple[VerifyLevel, ...] = ("stream", "ram", "full")
 
 MOST_LANES = 16
 MOST_MULTIFD_CHANNELS = 16
+MOST_THROTTLE = 99
 LONGEST_DOWNTIME_LIMIT_MS = 2_000_000  # QEMU's range, qemu-ram-stream.md 10.4
 
 
@@ -130,6 +134,12 @@ class SourceConfig:
     """0: none."""
     timeout_action: TimeoutAction = "cancel"
     """At the timeout or after the last round: give up, or pause the guest and send whatever is left."""
+    throttle: Throttle = 0
+    """What the guest process loses of its time while the rounds are under way."""
+    cpu_throttle_initial: int = 20
+    """Of throttle `auto`: the first step, the further ones, and where they end; per cent."""
+    cpu_throttle_increment: int = 10
+    max_cpu_throttle: int = MOST_THROTTLE
     source_after: SourceAfter = "keep"
     verify: VerifyLevel = "ram"
     warm: bool = False
@@ -255,6 +265,7 @@ def validate_source(config: SourceConfig) -> None:
     _check_bandwidth("--switchover-bandwidth", config.switchover_bandwidth, config.page_size)
     if config.max_rounds < 1:
         raise UsageError(f"--max-rounds {config.max_rounds}: at least 1")
+    _check_throttle(config)
     _check_seconds("--timeout", config.timeout, zero_allowed=True)
     _check_seconds("--keepalive-timeout", config.keepalive_timeout)
     _check_seconds("--reconnect-timeout", config.reconnect_timeout, zero_allowed=True)
@@ -315,6 +326,38 @@ def _check_dirty_log(config: SourceConfig) -> None:
         raise UsageError(
             f"--dirty-log is given for {', '.join(map(repr, logs))}, --ram for"
             f" {', '.join(map(repr, blocks))}: each block needs one log, --dirty-log NAME=PATH"
+        )
+
+
+def parse_throttle(text: str) -> Throttle:
+    """Read `auto`, `off` or `30%`. Raises ValueError."""
+    if text == "auto":
+        return "auto"
+    if text == "off":
+        return 0
+    match = re.fullmatch(r"(\d{1,3})%?", text, re.ASCII)
+    if match is None:
+        raise ValueError(f"{text!r} is not auto, off or a percentage, as in 30%")
+    return int(match[1])
+
+
+def format_throttle(throttle: Throttle) -> str:
+    """The text that `parse_throttle` reads."""
+    if throttle == "auto":
+        return "auto"
+    return f"{throttle}%" if throttle else "off"
+
+
+def _check_throttle(config: SourceConfig) -> None:
+    if config.throttle != "auto" and not 0 <= config.throttle <= MOST_THROTTLE:
+        raise UsageError(f"--throttle {config.throttle}%: at most {MOST_THROTTLE}%")
+    if config.throttle and config.guest_pid is None:
+        raise UsageError("--throttle needs --guest-pid: it says which process to hold back")
+    steps = (config.cpu_throttle_initial, config.cpu_throttle_increment, config.max_cpu_throttle)
+    if not all(1 <= step <= MOST_THROTTLE for step in steps) or steps[0] > steps[2]:
+        raise UsageError(
+            f"cpu-throttle-initial {steps[0]}, cpu-throttle-increment {steps[1]}, max-cpu-throttle"
+            f" {steps[2]}: 1 to {MOST_THROTTLE} per cent each, and the first not above the last"
         )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from migrate.cli.arguments import ArgumentParser, typed, whole_number
 from migrate.cli.choose_reporter import report_usage_error
 from migrate.cli.wording import error_block, printable
+from migrate.config import parse_throttle
 from migrate.errors import MigrateError, NetworkError, UsageError
 from migrate.units import format_duration, format_size, parse_rate, parse_size
 
@@ -151,7 +152,13 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the daemon's answer as a line of JSON")
 
 
-_PARAMETERS: dict[str, tuple[str, Callable[[str], int], str, str]] = {
+def _throttle(text: str) -> str:
+    """Checked here, sent as it is. Raises ValueError."""
+    parse_throttle(text)
+    return text
+
+
+_PARAMETERS: dict[str, tuple[str, Callable[[str], int | str], str, str]] = {
     "downtime-limit": ("--downtime-limit", whole_number, "MS", "milliseconds the guest may stand still"),
     "max-bandwidth": ("--max-bandwidth", parse_rate, "RATE", "limit while the guest runs; 0: unlimited"),
     "avail-switchover-bandwidth": (
@@ -167,6 +174,15 @@ _PARAMETERS: dict[str, tuple[str, Callable[[str], int], str, str]] = {
         "page cache of each side, from the end of the round on; what fits is kept; 0: no XBZRLE",
     ),
     "max-rounds": ("--max-rounds", whole_number, "N", "rounds while the guest runs"),
+    "throttle": ("--throttle", _throttle, "auto|N%|off", "what the guest loses of its time in the rounds"),
+    "cpu-throttle-initial": ("--cpu-throttle-initial", whole_number, "N", "auto: per cent of the first step"),
+    "cpu-throttle-increment": (
+        "--cpu-throttle-increment",
+        whole_number,
+        "N",
+        "auto: per cent of each further step",
+    ),
+    "max-cpu-throttle": ("--max-cpu-throttle", whole_number, "N", "auto: per cent at which the steps end"),
 }
 
 

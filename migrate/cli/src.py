@@ -143,6 +143,14 @@ def _add_convergence_options(parser: argparse.ArgumentParser) -> None:
         "whatever is left, however long that takes (default: %(default)s)",
     )
     group.add_argument(
+        "--throttle",
+        type=typed(config.parse_throttle),
+        default="off",
+        metavar="auto|N%",
+        help="take N %% of its time from --guest-pid while the rounds are under way; auto: more and more "
+        "where they do not converge; lifted for the pause and at every end (default: %(default)s)",
+    )
+    group.add_argument(
         "--dirty-tracker",
         choices=config.DIRTY_TRACKERS,
         default="auto",

@@ -67,6 +67,9 @@ def _transfer_rows(stats: MigrationStats, now: float) -> list[tuple[str, str]]:
         rows.append(("dirty tracker", printable(stats.dirty_tracker)))
     if stats.verify and stats.status == "completed":
         rows.append(("verified", _VERIFIED.get(stats.verify, printable(stats.verify))))
+    throttled = [row.throttle_percent for row in stats.rounds if row.throttle_percent]
+    if throttled:
+        rows.append(("throttle", f"up to {max(throttled)} % in {plural(len(throttled), 'round')}"))
     if stats.lane_resets or stats.reconnects:
         rows.append(
             ("network", f"{plural(stats.lane_resets, 'lane reset')}, {plural(stats.reconnects, 'reconnect')}")

@@ -135,6 +135,8 @@ def round_text(row: Fields) -> str:
         f"xbzrle {format_count(number(row, 'xbzrle'))}",
         f"unchanged {format_count(number(row, 'unchanged'))}",
     ]
+    if throttle := number(row, "cpu-throttle-percentage"):
+        parts.append(f"throttle {throttle:g} %")
     if number(row, "dirty-pages-rate"):
         parts.append(f"dirty rate {format_count(number(row, 'dirty-pages-rate'))} pages/s")
     if isinstance(hit_rate, int | float):
@@ -195,6 +197,12 @@ def _cache_refused(fields: Fields, side: str) -> str:
     return (
         f"page cache of {format_size(number(fields, 'size'))} refused, {stays} stay{_because(fields)}{hint}"
     )
+
+
+def _throttle(fields: Fields, side: str) -> str:
+    del side
+    percent = number(fields, "percent")
+    return f"guest throttled by {percent:g} %" if percent else "guest not throttled any more"
 
 
 def _paused(fields: Fields, side: str) -> str:
@@ -279,6 +287,8 @@ _WORDINGS: dict[str, Callable[[Fields, str], str]] = {
     "resumed": lambda fields, _: f"guest resumed at the source{_because(fields)}",
     "cache-resized": _cache_resized,
     "cache-refused": _cache_refused,
+    "throttle": _throttle,
+    "throttling": lambda fields, _: f"throttle by {printable(fields.get('means'))}",
     "lane-reset": _lane_reset,
     "reconnecting": _reconnecting,
     "reconnected": _reconnected,

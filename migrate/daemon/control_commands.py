@@ -66,6 +66,8 @@ class EventRelay:
             self._send("MIGRATION", {"status": fields["new"]})
         elif name == "round":
             self._send("MIGRATION_ROUND", fields)
+        elif name == "throttle":
+            self._send("MIGRATION_THROTTLE", fields)
         elif name in ("cache-resized", "cache-refused"):
             self._send("MIGRATION_CACHE", fields)
 

@@ -35,7 +35,7 @@ class DestinationService:
     def __init__(self, config: DestinationConfig, reporter: Reporter, own: ArrivingGuest | None) -> None:
         assert config.control is not None
         self._path = config.control
-        self._starts = config.on_commit is not None
+        self._starts = config.on_commit is not None or config.guest_qmp is not None
         """The guest is let go by us; without a command it waits for somebody who does."""
         table = CommandTable(
             "destination",

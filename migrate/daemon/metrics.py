@@ -50,6 +50,7 @@ METRICS = (
     Metric("migrate_total_seconds", "gauge", "Since the migration began", ("total-time",), 0.001),
     Metric("migrate_expected_downtime_seconds", "gauge", "Of a pause now", ("expected-downtime",), 0.001),
     Metric("migrate_downtime_seconds", "gauge", "Of the pause", ("downtime",), 0.001),
+    Metric("migrate_throttle_ratio", "gauge", "Time the guest loses", ("cpu-throttle-percentage",), 0.01),
     Metric("migrate_lane_resets", "counter", "Lanes begun anew", ("lane-resets",)),
     Metric("migrate_reconnects", "counter", "Control connections that came back", ("reconnects",)),
 )

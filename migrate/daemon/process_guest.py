@@ -47,7 +47,7 @@ class ProcessGuest(GuestControl):
     """
 
     def __init__(self, pid: int) -> None:
-        self.pid = pid
+        self.pid: int = pid
         self.was_paused_before = False
         self._paused = False
         self._stop_signal = signal.SIGSTOP
@@ -143,6 +143,11 @@ class ProcessGuest(GuestControl):
 
     async def alive(self) -> bool:
         return not has_exited(self._pidfd)
+
+    @property
+    def pidfd(self) -> int:
+        """The descriptor that holds the process; -1 once closed."""
+        return self._pidfd
 
     def look(self) -> Literal["running", "paused", "shutdown"]:
         """How it is now, whoever made it so, in the words of QEMU's RunState; shutdown: it has ended."""

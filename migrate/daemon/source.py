@@ -21,6 +21,7 @@ from migrate.daemon.guest_control import (
     ProcessGuest,
     QmpGuest,
 )
+from migrate.daemon.guest_throttle import GuestThrottle
 from migrate.daemon.hooks import hook_environment
 from migrate.daemon.journal import Journal
 from migrate.daemon.journal_start import start_source_journal
@@ -187,6 +188,7 @@ class SourceDaemon:
         self._bucket = TokenBucket(config.max_bandwidth, BURST_BYTES)
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: MigrateError | None = None
+        self._throttle: GuestThrottle | None = None
         self._guest_turn = asyncio.Lock()
         self._finished: asyncio.Future[MigrateError | None] = asyncio.get_running_loop().create_future()
 
@@ -236,6 +238,8 @@ class SourceDaemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(ticker, *self._tasks, return_exceptions=True)
+        if self._throttle is not None:
+            await self._throttle.close()
         await self._guest.leave()
         if self._channel is not None:
             self._channel.close()
@@ -256,7 +260,7 @@ class SourceDaemon:
         self._perform()
         return possible
 
-    def set_parameters(self, values: Mapping[str, int]) -> None:
+    def set_parameters(self, values: Mapping[str, int | str]) -> None:
         """Change parameters. Raises UsageError."""
         self._machine.set_parameters(time.monotonic(), values)
         self._perform()
@@ -382,6 +386,8 @@ class SourceDaemon:
             case a.Harvest():
                 harvest = partial(self._work.harvest, action.stopped)
                 self._spawn(self._do(harvest, self._machine.harvested, self._machine.failed))
+            case a.Throttle():
+                self._spawn(self._set_throttle(action.percent))
             case a.AllocateCaches():
                 self._spawn(self._allocate_caches(action))
             case a.PauseGuest():
@@ -488,6 +494,21 @@ class SourceDaemon:
             sender.post(call)
         else:
             call()
+
+    async def _set_throttle(self, percent: int) -> None:
+        async with self._guest_turn:  # in the order in which it was asked for: a pause finds no throttle
+            try:
+                if self._throttle is None:
+                    if not isinstance(self._guest, ProcessGuest):
+                        raise GuestError("the guest cannot be throttled: its process is not known")
+                    self._throttle = GuestThrottle(self._guest, self._throttle_lost)
+                    self._reporter.event("throttling", means=self._throttle.describe())
+                await self._throttle.set(percent)
+            except GuestError as error:
+                self._input(self._machine.throttle_failed, error.message)
+
+    def _throttle_lost(self, reason: str) -> None:
+        self._input(self._machine.throttle_failed, f"the guest is not throttled any more: {reason}")
 
     async def _allocate_caches(self, action: a.AllocateCaches) -> None:
         rule = self._machine.link.hello.cache_rule

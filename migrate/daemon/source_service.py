@@ -158,6 +158,8 @@ class SourceService:
             return {"running": False, "status": "finish-migrate"}
         if machine.state in (SourceState.COMMITTING, SourceState.REREADING) or self._over is not None:
             return {"running": False, "status": "postmigrate"}
+        if machine.stats.throttle_percent:  # where it stands, it does so for a moment
+            return {"running": True, "status": "running"}
         left_stopped = machine.ending.resume_pending or "stopped at the source" in machine.guest_place
         return self._guest_here(left_stopped)
 
@@ -215,7 +217,7 @@ class SourceService:
         return {}
 
     def _set_parameters(self, arguments: Mapping[str, object]) -> object:
-        values = {name: value for name, value in arguments.items() if isinstance(value, int)}
+        values = {name: value for name, value in arguments.items() if isinstance(value, int | str)}
         self._config = with_parameters(self._config, values)
         if self._busy and self._daemon is not None:
             self._daemon.set_parameters(values)

@@ -96,6 +96,16 @@ class SetRate(Action):
 
 
 @dataclass(frozen=True)
+class Throttle(Action):
+    """Source: let the guest lose that share of its time, per cent; 0: none, before anything that follows.
+
+    → `throttle_failed` if it cannot be done.
+    """
+
+    percent: int
+
+
+@dataclass(frozen=True)
 class StartTracker(Action):
     """Source: start dirty tracking, then find the pages of round 1 → `tracking`."""
 

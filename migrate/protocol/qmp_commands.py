@@ -66,7 +66,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "migrate-set-parameters",
         "change limits, at once and for later migrations",
-        tuple(Argument(each.name, int, each.text, each.unit) for each in PARAMETERS),
+        tuple(Argument(each.name, each.type, each.text, each.unit) for each in PARAMETERS),
         _SOURCE,
     ),
     Command("query-migrate-parameters", "the limits in force", sides=_SOURCE),
@@ -77,6 +77,7 @@ EVENTS: tuple[Event, ...] = (
     Event("MIGRATION", "`status` has changed: setup, active, device, completed, failed, cancelled …"),
     Event("MIGRATION_PASS", "round `pass` begins (source)"),
     Event("MIGRATION_ROUND", "a round has ended: its row of `query-migrate`'s `rounds` (ours)"),
+    Event("MIGRATION_THROTTLE", "the guest loses `percent` of its time from here on (ours)"),
     Event("MIGRATION_CACHE", "page caches have another `size`, or (with `reason`) will not have it (ours)"),
 )
 

@@ -102,6 +102,8 @@ class RoundStats:
     ended: float | None = None
     bytes: int = 0
     """On the wire in this round, batch headers included."""
+    throttle_percent: int = 0
+    """What share of its time the guest lost to the throttle in this round."""
     pages: PageCounters = field(default_factory=PageCounters)
 
     def seconds(self, now: float) -> float:
@@ -115,7 +117,7 @@ class RoundStats:
     def as_dict(self, now: float, page_size: int) -> dict[str, object]:
         """A row of `rounds`: `time` in ms, `bandwidth` in bytes, `dirty-pages-rate` in pages a second."""
         pages = self.pages
-        return {
+        row: dict[str, object] = {
             "round": self.round,
             "dirty-pages": self.dirty_pages,
             "bytes": self.bytes,
@@ -131,3 +133,6 @@ class RoundStats:
             "overflow": pages.overflow,
             "encoding-rate": round(pages.encoding_rate(page_size), 2),
         }
+        if self.throttle_percent:
+            row["cpu-throttle-percentage"] = self.throttle_percent
+        return row

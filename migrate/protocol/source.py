@@ -38,6 +38,7 @@ from migrate.protocol.source_states import (
     TRANSITIONS,
     SourceState,
 )
+from migrate.protocol.source_throttle import SourceThrottle
 from migrate.protocol.stats import MigrationStats
 from migrate.ram.digests import DigestTable
 from migrate.ram.image import RamImage
@@ -70,6 +71,7 @@ class SourceMachine:
         self.pause = PauseSequence(self)
         self.commit = CommitSequence(self)
         self.ending = SourceEnding(self)
+        self.throttle = SourceThrottle(self)
         self.cache = SourceCache(self)
         self._setup = SourceSetup(self, image)
 
@@ -270,6 +272,12 @@ class SourceMachine:
         if self.state in LIVE:
             self.cache.allocated(caches)
 
+    def throttle_failed(self, now: float, reason: str) -> None:
+        """The guest cannot be throttled, or not any more; it has all of its time."""
+        del now
+        if self.state is not SourceState.ENDED:
+            self.throttle.failed(reason)
+
     def harvested(self, now: float, result: HarvestResult) -> None:
         """A harvest is done."""
         self.rounds.take(result)
@@ -288,15 +296,16 @@ class SourceMachine:
         self.ending.fail(now, CancelledMigration(reason))
         return True
 
-    def set_parameters(self, now: float, values: Mapping[str, int]) -> None:
+    def set_parameters(self, now: float, values: Mapping[str, int | str]) -> None:
         """Change some of PARAMETERS, in effect from now on; a pause that has begun keeps its deadline.
 
         Raises UsageError: no such parameter, or a value that cannot work; nothing is changed then.
         """
         self.config = with_parameters(self.config, values)
         self.rounds.policy.limit(self.config)
+        self.throttle.configured()
         if CACHE_SIZE in values:
-            self.cache.want(values[CACHE_SIZE])
+            self.cache.want(self.config.xbzrle_cache_size)
         if self.state in (SourceState.LAST_ROUND, SourceState.PREPARING):
             self.emit(a.SetRate(self.config.switchover_bandwidth))
         elif self.state in LIVE:
@@ -374,6 +383,7 @@ class SourceMachine:
         """Pause the guest and move what is left."""
         self.enter(SourceState.PAUSING)
         self.rounds.pause_wanted = False
+        self.throttle.lift()
         self.pause.begin(now, reason)
 
     def resumed(self, now: float) -> None:

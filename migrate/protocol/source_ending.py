@@ -66,6 +66,7 @@ class SourceEnding:
             machine.link.send_last(m.Cancel(error.message))
         else:
             machine.link.send_last(m.Failed(error.exit_code, error.message))
+        machine.throttle.lift()
         paused = machine.state in PAUSED
         machine.enter(SourceState.ENDING)
         machine.set_status("cancelling" if cancelled else "failed")

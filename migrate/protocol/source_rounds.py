@@ -90,6 +90,7 @@ class SourceRounds:
         if machine.state is not SourceState.TRACKING or self._first is None or not machine.knows_held_ram:
             return
         if self._live:
+            machine.throttle.begin()
             self._start_round(now, self._first, STAGE_BULK)
         elif machine.link.settled(now):
             self.take(self._first)
@@ -142,10 +143,11 @@ class SourceRounds:
     def decide(self, now: float, result: HarvestResult) -> None:
         """A harvest is known: another round, the pause, or give up."""
         machine = self._machine
+        pending = self.harvested_pages + machine.stats.remaining_pages
         decision = self.policy.decide(
             now - self._started,
             result,
-            self.harvested_pages + machine.stats.remaining_pages,
+            pending,
             machine.link.in_flight_bytes,
             machine.link.keepalive.round_trip,
         )
@@ -154,6 +156,9 @@ class SourceRounds:
         before = machine.stats.time_left(now)
         machine.stats.expect_end(now, decision.eta)
         if decision.kind == "round" or (decision.kind == "give-up" and self.pause_wanted):
+            row = machine.stats.current_round
+            assert row is not None
+            machine.throttle.round_ended(row.dirty_pages, pending)
             self._start_round(now, result, STAGE_ROUND)
             self.tell_outlook(now, before, decision.reason)
         elif decision.kind == "give-up":
@@ -231,6 +236,7 @@ class SourceRounds:
         """The guest runs again after a pause that was given up: go on with the same round."""
         machine = self._machine
         machine.enter(SourceState.SENDING)
+        machine.throttle.begin()
         machine.stats.round_started(self.number, machine.stats.remaining_pages, now)
         self.check_out(now)
 

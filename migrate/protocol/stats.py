@@ -49,6 +49,8 @@ class MigrationStats:
     """Bytes on all connections in the direction of the pages, headers included."""
     dirty_tracker: str | None = None
     verify: str | None = None
+    throttle_percent: int = 0
+    """What share of its time the guest loses to the throttle now."""
     lane_resets: int = 0
     reconnects: int = 0
 
@@ -96,7 +98,7 @@ class MigrationStats:
             dirty_pages: pages to send, owed ones included; becomes `remaining_pages`.
         """
         self.round_ended(now)
-        row = RoundStats(round, dirty_pages, now)
+        row = RoundStats(round, dirty_pages, now, throttle_percent=self.throttle_percent)
         if self.rounds:
             row.dirty_rate = ratio(dirty_pages, now - self.rounds[-1].started)
         self.rounds.append(row)
@@ -293,6 +295,8 @@ class MigrationStats:
         report["ram"] = self._ram(now)
         if self.cache_size:
             report["xbzrle-cache"] = self._xbzrle_cache()
+        if self.throttle_percent:
+            report["cpu-throttle-percentage"] = self.throttle_percent
         report["lane-resets"] = self.lane_resets
         report["reconnects"] = self.reconnects
         if self.dirty_tracker is not None:

@@ -112,7 +112,8 @@ async def test_start_watch_change_cancel_and_retry(lab: Lab, shm_dir: Path) -> N
         await src.ask("migrate-set-parameters", max_bandwidth=0, downtime_limit=2000, max_rounds=99)
         assert await src.ask("query-migrate-parameters") == {
             "downtime-limit": 2000, "max-bandwidth": 0, "avail-switchover-bandwidth": 0,
-            "xbzrle-cache-size": 64 << 20, "max-rounds": 99,
+            "xbzrle-cache-size": 64 << 20, "max-rounds": 99, "throttle": "off",
+            "cpu-throttle-initial": 20, "cpu-throttle-increment": 10, "max-cpu-throttle": 99,
         }  # fmt: skip
         await src.ask("migrate", uri=uri)
         assert await src.end() == "completed"

@@ -120,17 +120,6 @@ def test_destination_dies_in_precopy(lab: Lab) -> None:
     assert_failed(lab, source, guest, 4, "did not come back")
 
 
-def test_destination_started_anew_does_not_know_the_migration(lab: Lab) -> None:
-    guest = lab.start_guest()
-    destination = lab.start_destination("--once")
-    port = port_of(destination)
-    source = lab.start_source(port, guest, *slow())
-    source.wait_event("status", lambda event: event["new"] == "active")
-    destination.kill()
-    lab.start_destination("--once", listen=f"127.0.0.1:{port}")
-    assert_failed(lab, source, guest, 3, "no such migration")
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_cancels_precopy(lab: Lab, number: signal.Signals) -> None:
     guest = lab.start_guest()

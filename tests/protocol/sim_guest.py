@@ -54,6 +54,7 @@ class Guest:
         self.dead = False
         self.ignores_pause = False
         """Somebody writes to the RAM files who cannot be stopped."""
+        self.throttle_percent = 0
         self.pauses = 0
         self.writes = 0
 
@@ -69,6 +70,7 @@ class Guest:
 
     def pause(self) -> None:
         """It stands."""
+        assert self.throttle_percent == 0, "paused while a throttle may let it go on"
         self.pauses += 1
         self.runs_here = False
 

@@ -42,6 +42,7 @@ def draw(rng: random.Random) -> Scenario:
         tampered=rng.choice([0, 1, 2]) if verify == "full" else 0,
         failing=tuple((work, 1) for work in ("pause", "prepare", "state") if rng.random() < 0.05),
         faults=faults,
+        throttle=rng.choice([0, 0, 30, "auto"]),
         warm=rng.choice([0, 0, 0, 1, 4]),
         restarts=tuple(rng.randrange(1, 600) for _ in range(rng.choice([0, 0, 0, 1, 2]))),
         resizes=tuple((rng.randrange(400), rng.choice(SIZES)) for _ in range(rng.randrange(3))),

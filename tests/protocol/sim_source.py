@@ -179,6 +179,8 @@ class SourceShell:
         match action:
             case a.StartTracker():
                 self._start_tracker()
+            case a.Throttle():
+                self._queue_guest(partial(self._throttle, action.percent), 0.0)
             case a.AllocateCaches():
                 caches = world.allocate("source", self.machine.keys, action)
                 world.after(world.delay(), partial(self.input, self.machine.caches_allocated, caches))
@@ -292,6 +294,13 @@ class SourceShell:
     def _write_journal(self, step: Step) -> None:
         error = JournalError("no space") if self.world.fails(step.value) else None
         self.input(self.machine.journalled, step, error)
+
+    def _throttle(self, percent: int) -> None:
+        if self.world.fails("throttle"):
+            self.world.guest.throttle_percent = 0
+            self.input(self.machine.throttle_failed, "the guest cannot be throttled")
+        else:
+            self.world.guest.throttle_percent = percent
 
     def _pause(self) -> None:
         if self.world.fails("pause"):

@@ -24,7 +24,7 @@ from sim_network import Fault, Network
 from sim_source import SourceShell, WatchedSource
 
 from migrate import kernel
-from migrate.config import Address, SourceConfig
+from migrate.config import Address, SourceConfig, Throttle
 from migrate.errors import MigrateError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
@@ -71,6 +71,7 @@ class Scenario:
     timeout_action: str = "cancel"
     keepalive_timeout: float = 2.0
     reconnect_timeout: float = 10.0
+    throttle: Throttle = 0
 
     write_seconds: float = 0.004
     """Between two writes of the guest; 0: it writes nothing."""
@@ -94,8 +95,8 @@ class Scenario:
     """(step, bytes): a person wants page caches of that size from there on."""
     faults: tuple[Fault, ...] = ()
     failing: tuple[tuple[str, int], ...] = ()
-    """(work, how many times it fails): pause, resume, state, prepare, commit, source allocates, destination
-    allocates."""
+    """(work, how many times it fails): pause, resume, state, prepare, commit, throttle, source allocates,
+    destination allocates."""
     tampered: int = 0
     """How many times somebody writes to the destination's RAM before it is verified."""
 
@@ -186,6 +187,8 @@ class World:
             timeout_action=scenario.timeout_action,  # type: ignore[arg-type]
             keepalive_timeout=scenario.keepalive_timeout,
             reconnect_timeout=scenario.reconnect_timeout,
+            throttle=scenario.throttle,
+            guest_pid=1 if scenario.throttle else None,
         )
         hello = make_hello(
             list(self.here.lengths.items()),
@@ -358,7 +361,8 @@ class World:
             self.guest.write()
         if self.source.finished:
             return  # what it writes from now on is nobody's business
-        self.after(self.scenario.write_seconds * (0.5 + self.rng.random()), self._guest_writes)
+        share = 1 - self.guest.throttle_percent / 100
+        self.after(self.scenario.write_seconds / share * (0.5 + self.rng.random()), self._guest_writes)
 
     # --- the promises ---------------------------------------------------------------------------------
 
@@ -394,6 +398,7 @@ class World:
         """Where the guest is, what was said about it, and what is left on the disk."""
         guest, machine = self.guest, self.source.machine
         place = machine.guest_place
+        assert machine.stats.throttle_percent == 0, "the throttle is lifted at every end"
         error = self.source.error
         if machine.outcome == "completed":
             assert guest.runs_there and not guest.runs_here, self.story()

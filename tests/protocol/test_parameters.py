@@ -16,12 +16,22 @@ from migrate.protocol.parameters import CACHE_SIZE, PARAMETERS, parameter_values
 from migrate.protocol.source_states import SourceState
 
 S = SourceState
-CONFIG = SourceConfig(Address("192.0.2.7", 4444), (RamSpec("pc.ram", Path("/dev/shm/vm")),))
+CONFIG = SourceConfig(Address("192.0.2.7", 4444), (RamSpec("pc.ram", Path("/dev/shm/vm")),), guest_pid=7)
 
 
 def test_every_parameter_is_read_as_it_was_set() -> None:
-    values = {parameter.name: 5000 + number for number, parameter in enumerate(PARAMETERS)}
-    values[CACHE_SIZE] = 50030
+    values: dict[str, int | str] = {
+        "downtime-limit": 5000,
+        "max-bandwidth": 5001,
+        "avail-switchover-bandwidth": 5002,
+        CACHE_SIZE: 50030,
+        "max-rounds": 5004,
+        "throttle": "auto",
+        "cpu-throttle-initial": 5,
+        "cpu-throttle-increment": 6,
+        "max-cpu-throttle": 7,
+    }
+    assert values.keys() == {parameter.name for parameter in PARAMETERS}
     assert parameter_values(with_parameters(CONFIG, values)) == values
     assert with_parameters(CONFIG, values) == replace(
         CONFIG,
@@ -30,6 +40,10 @@ def test_every_parameter_is_read_as_it_was_set() -> None:
         switchover_bandwidth=5002,
         xbzrle_cache_size=50030,
         max_rounds=5004,
+        throttle="auto",
+        cpu_throttle_initial=5,
+        cpu_throttle_increment=6,
+        max_cpu_throttle=7,
     )
 
 
@@ -44,7 +58,7 @@ def test_every_parameter_is_read_as_it_was_set() -> None:
     ],
 )
 def test_what_cannot_work_changes_nothing(
-    shm_dir: Path, rng: random.Random, values: dict[str, int], words: str
+    shm_dir: Path, rng: random.Random, values: dict[str, int | str], words: str
 ) -> None:
     with source_in(shm_dir, S.SENDING, rng.getrandbits(32)) as world:
         machine = world.source.machine
