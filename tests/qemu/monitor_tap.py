@@ -11,6 +11,13 @@ from pathlib import Path
 BEFORE, AFTER, ANSWER = "before", "after", "answer"
 
 
+def has_ended(sock: socket.socket) -> bool:
+    """Whether the other end is gone."""
+    with suppress(BlockingIOError):
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    return False
+
+
 class MonitorTap:
     """Passes everything on, descriptors too; a context manager.
 
@@ -81,6 +88,8 @@ class MonitorTap:
                 asked = f'"execute":"{self._what}"'.encode() in data.replace(b" ", b"")
                 if asked and self._when == BEFORE:
                     self._do()
+                    if has_ended(client):
+                        break  # it died before it said so
                 if asked and self._when == AFTER:
                     self._asked.set()
                 socket.send_fds(qemu, [data], fds)
