@@ -116,6 +116,8 @@ class SourceConfig:
     """Data and index of all lanes together; 0: no XBZRLE."""
     xbzrle_cache_rule: CacheRule = "default"
     guest_pid: int | None = None
+    guest_socket: Path | None = None
+    """Where the guest itself listens (migrate/guest/contract.md); it may offer its RAM, instead of `ram`."""
     pause_cmd: str | None = None
     resume_cmd: str | None = None
     guest_qmp: Path | None = None
@@ -198,6 +200,8 @@ class DestinationConfig:
     """Of a QEMU: how many page channels its source has; 0: no multifd."""
     switchover_ack: bool = False
     """Of a QEMU: its source waits for our consent to the switchover."""
+    guest_socket: Path | None = None
+    """Where the guest to be listens, which takes its state and is let go by the commit."""
     on_prepare: str | None = None
     on_commit: str | None = None
     guest_qmp: Path | None = None
@@ -243,8 +247,8 @@ def validate_source(config: SourceConfig) -> None:
             raise UsageError("--check needs --to: the pre-flight looks at the destination")
     elif config.to.port == 0:
         raise UsageError("--to: port 0 is not a port one can connect to")
-    if not config.ram:
-        raise UsageError("--ram: name at least one RAM file")
+    if not config.ram and config.guest_socket is None:
+        raise UsageError("--ram: required, unless the guest offers its RAM itself on --guest-socket")
     _check_blocks(config.ram)
     _check_member("--dirty-tracker", config.dirty_tracker, DIRTY_TRACKERS)
     _check_dirty_log(config)
@@ -294,6 +298,13 @@ def validate_destination(config: DestinationConfig) -> None:
     _check_command("--on-prepare", config.on_prepare)
     _check_command("--on-commit", config.on_commit)
     _check_command("--is-running", config.is_running)
+    others = (
+        ("--guest-qmp", config.guest_qmp),
+        ("--on-prepare", config.on_prepare),
+        ("--on-commit", config.on_commit),
+        ("--output-dir", config.output_dir),
+    )
+    _check_guest_socket(config.guest_socket, others)
     _check_seconds("--keepalive-timeout", config.keepalive_timeout)
     _check_seconds("--reconnect-timeout", config.reconnect_timeout, zero_allowed=True)
     _check_seconds("hook timeout", config.hook_timeout)
@@ -317,7 +328,7 @@ def _check_blocks(ram: tuple[RamSpec, ...]) -> None:
 def _check_dirty_log(config: SourceConfig) -> None:
     logs, blocks = sorted(spec.name for spec in config.dirty_log), sorted(spec.name for spec in config.ram)
     if not logs:
-        if config.dirty_tracker == "log":
+        if config.dirty_tracker == "log" and config.guest_socket is None:
             raise UsageError("--dirty-tracker log needs --dirty-log: the bitmap that the emulator sets")
         return
     if config.dirty_tracker not in ("auto", "log"):
@@ -385,16 +396,35 @@ def _check_guest_control(config: SourceConfig) -> None:
             raise UsageError(
                 f"--guest-pid and {option} exclude each other: choose one way to pause the guest"
             )
+    others = (
+        ("--guest-pid", config.guest_pid),
+        ("--guest-qmp", config.guest_qmp),
+        ("--pause-cmd", config.pause_cmd),
+        ("--resume-cmd", config.resume_cmd),
+        ("--state-cmd", config.state_cmd),
+    )
+    _check_guest_socket(config.guest_socket, others)
     if config.pause_cmd is not None and config.resume_cmd is None:
         raise UsageError(
             "--pause-cmd needs --resume-cmd: a failed migration must be able to resume the guest"
         )
     if config.resume_cmd is not None and config.pause_cmd is None:
         raise UsageError("--resume-cmd needs --pause-cmd")
-    if config.dirty_tracker == "wp-inject" and config.guest_pid is None and config.guest_qmp is None:
-        raise UsageError("--dirty-tracker wp-inject needs --guest-pid or --guest-qmp: whose writes to find")
-    if config.source_after == "kill" and config.guest_pid is None and config.guest_qmp is None:
-        raise UsageError("--source-after kill needs --guest-pid or --guest-qmp: they say whom to end")
+    known = (config.guest_pid, config.guest_qmp, config.guest_socket)
+    if config.dirty_tracker == "wp-inject" and all(way is None for way in known):
+        raise UsageError(
+            "--dirty-tracker wp-inject needs --guest-pid, --guest-qmp or --guest-socket: whose writes to find"
+        )
+    if config.source_after == "kill" and all(way is None for way in known):
+        raise UsageError(
+            "--source-after kill needs --guest-pid, --guest-qmp or --guest-socket: they say whom to end"
+        )
+
+
+def _check_guest_socket(path: Path | None, others: tuple[tuple[str, object], ...]) -> None:
+    for option, value in others:
+        if path is not None and value is not None:
+            raise UsageError(f"--guest-socket and {option} exclude each other: the guest does that by itself")
 
 
 def parse_fingerprint(text: str) -> bytes:

@@ -3,6 +3,7 @@
 * A coroutine test runs twice, on asyncio's own loop and on uvloop.
 * `rng` is a `random.Random` whose seed stands in the report of a failure; `MIGRATE_TEST_SEED=…` repeats it.
 * `shm_dir` is a private directory in /dev/shm: RAM files on tmpfs, gone after the test.
+* `lab` has guests and daemons as real processes, none of which outlives the test.
 * Journals that a test gives no place go to a directory of its own, gone after the run.
 * No test may leave a child process or a file of its own in /dev/shm; processes that outlived their own parent
   are found at the end of the run by a mark in their environment, which also names the test.
@@ -24,6 +25,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 import uvloop
+
+from bench.lab import Lab
 
 SHM = Path("/dev/shm")
 SHM_PREFIX = "migrate"
@@ -95,6 +98,13 @@ def shm_dir() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix=f"{SHM_PREFIX}-test-{RUN_ID}-", dir=SHM))
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def lab(shm_dir: Path) -> Iterator[Lab]:
+    """Real guests, daemons and sockets on loopback: one block of 16 MiB on tmpfs at both sides."""
+    with Lab(shm_dir, shm_dir) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)

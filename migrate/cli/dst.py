@@ -85,6 +85,13 @@ def build_parser() -> ArgumentParser:
     )
     guest = parser.add_argument_group("guest")
     guest.add_argument(
+        "--guest-socket",
+        type=Path,
+        metavar="PATH",
+        help="unix socket on which the guest to be waits: it offers its RAM (instead of --ram), takes its "
+        "device state, and is let go (migrate/guest/contract.md)",
+    )
+    guest.add_argument(
         "--on-prepare",
         metavar="CMD",
         help="builds the guest here, paused, on the finished RAM; if it fails, the source keeps the guest",
@@ -165,6 +172,8 @@ async def start(config: DestinationConfig, reporter: Reporter) -> None:
 
 def warnings(config: DestinationConfig) -> list[str]:
     """What works but is seldom meant."""
+    if config.guest_socket is not None:
+        return []
     found = []
     if config.tls_dir is None:
         found.append(NO_TLS)

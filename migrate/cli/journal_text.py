@@ -134,7 +134,7 @@ def status_json(found: FoundJournal) -> dict[str, object]:
             "step": record.step.value,
             "peer": record.peer,
             "pause": record.number,
-            "ram": [place.path for place in record.ram],
+            "ram": [place.path or place.name for place in record.ram],
         }
         if record.guest is not None and record.guest.pid:
             shown["guest-pid"] = record.guest.pid

@@ -57,7 +57,7 @@ def build_parser() -> ArgumentParser:
         "--ram",
         type=typed(RamSpec.parse),
         action="append",
-        required=True,
+        default=[],
         metavar="[NAME=]PATH",
         help="file that is the guest's RAM (tmpfs, memfd as /proc/PID/fd/N, or on disk); repeat with names "
         f"for several RAM blocks (default name: {config.DEFAULT_BLOCK_NAME})",
@@ -94,6 +94,13 @@ def _add_guest_options(parser: argparse.ArgumentParser) -> None:
         "the guest and gives its devices; migrate-dst needs --guest-qmp too",
     )
     group.add_argument(
+        "--guest-socket",
+        type=Path,
+        metavar="PATH",
+        help="unix socket on which the guest itself offers its RAM (instead of --ram), pauses, and gives its "
+        "device state (migrate/guest/contract.md)",
+    )
+    group.add_argument(
         "--pause-cmd", metavar="CMD", help="pauses the guest; nothing may write its RAM afterwards"
     )
     group.add_argument("--resume-cmd", metavar="CMD", help="resumes the guest here after a failure")
@@ -107,7 +114,7 @@ def _add_guest_options(parser: argparse.ArgumentParser) -> None:
         choices=config.SOURCE_AFTERS,
         default="keep",
         help="what becomes of the paused guest here after the handover: keep it paused, or kill it "
-        "(--guest-pid, --guest-qmp) (default: %(default)s)",
+        "(--guest-pid, --guest-qmp, --guest-socket) (default: %(default)s)",
     )
 
 
@@ -253,10 +260,10 @@ def warnings(config: SourceConfig) -> list[str]:
     found = []
     if not config.tls:
         found.append(NO_TLS)
-    paused = (config.guest_pid, config.guest_qmp, config.pause_cmd) != (None, None, None)
-    if not paused and not config.check:
+    ways = (config.guest_pid, config.guest_qmp, config.guest_socket, config.pause_cmd)
+    if all(way is None for way in ways) and not config.check:
         found.append(
-            "none of --guest-pid, --guest-qmp, --pause-cmd: nothing will pause the guest; "
+            "none of --guest-pid, --guest-qmp, --guest-socket, --pause-cmd: nothing will pause the guest; "
             "whoever writes its RAM must have stopped before the last round"
         )
     return found

@@ -7,14 +7,20 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from migrate.config import DestinationConfig
+from migrate.config import DestinationConfig, RamSpec
 from migrate.daemon.device_state import DeviceState, StateDirectory
 from migrate.daemon.hooks import hook_environment, run_hook
 from migrate.errors import MigrateError
 
 
 class Arrival(abc.ABC):
-    """A way to bring the guest up. One object a migration; its calls come one after the other."""
+    """A way to bring the guest up. One object a migration; its calls come one after the other.
+
+    Attributes:
+        ram: where RAM goes, if the guest says that by itself; empty: the configuration does.
+    """
+
+    ram: tuple[RamSpec, ...] = ()
 
     @abc.abstractmethod
     async def load(self, attempt: int, states: Sequence[DeviceState]) -> None:

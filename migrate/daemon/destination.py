@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from migrate import __version__
-from migrate.config import DestinationConfig
+from migrate.config import DestinationConfig, RamSpec
 from migrate.daemon.arrival import Arrival, CommandArrival
 from migrate.daemon.control_channel import ControlChannel
 from migrate.daemon.greeting import Admission
@@ -21,6 +22,7 @@ from migrate.daemon.qemu_arrival import QemuArrival
 from migrate.daemon.qemu_incoming import QemuIncoming
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.settlement import open_settlement
+from migrate.daemon.socket_guest import SocketArrival
 from migrate.daemon.tls import PeerIdentity
 from migrate.daemon.tls_server import TlsServer
 from migrate.daemon.uninterrupted import uninterrupted
@@ -58,10 +60,11 @@ class DestinationDaemon:
     def __init__(
         self, config: DestinationConfig, reporter: Reporter, own: ArrivingGuest | None = None
     ) -> None:
-        named = (config.on_prepare, config.on_commit, config.guest_qmp)
+        named = (config.on_prepare, config.on_commit, config.guest_qmp, config.guest_socket)
         if own is not None and any(value is not None for value in named):
             raise UsageError(
-                "a guest in this process excludes on_prepare, on_commit and guest_qmp", side="destination"
+                "a guest in this process excludes on_prepare, on_commit, guest_qmp and guest_socket",
+                side="destination",
             )
         self._config = config
         self._own = own
@@ -200,7 +203,7 @@ class DestinationDaemon:
         if self.incoming is not None:
             raise ProtocolError(f"another migration ({self.incoming.migration}) is under way here")
         try:
-            self._check_handed_over()
+            self._check_handed_over(self._config.ram)
             return QemuIncoming(self._config, self._reporter, sock, head, peer)
         except RamError as error:
             raise ProtocolError(f"{error}; {error.hint}" if error.hint else str(error)) from error
@@ -263,6 +266,8 @@ class DestinationDaemon:
         ram = {block.name: places[block.name] for block in hello.blocks if block.name in places}
         if self._own is not None:
             return self._begin(hello, channel, OwnArrival(self._own, self._config.hook_timeout))
+        if self._config.guest_socket is not None:
+            return await self._ask_and_begin(hello, channel, self._config.guest_socket)
         if self._config.guest_qmp is None:
             return self._begin(hello, channel, CommandArrival(self._config, migration, ram))
         arrival = QemuArrival(self._config, migration, ram, self._config.guest_qmp)
@@ -278,15 +283,30 @@ class DestinationDaemon:
                 await arrival.leave()
         return answer
 
+    async def _ask_and_begin(
+        self, hello: m.Hello, channel: ControlChannel, path: Path
+    ) -> m.Accept | m.Reject | None:
+        """Ask the guest that waits at its socket for RAM, then `_begin`."""
+        arrival: SocketArrival | None = None
+        try:
+            arrival = await SocketArrival.connect(path, self._config.ram, self._config.hook_timeout)
+            return None if channel.lost else self._begin(hello, channel, arrival)
+        except MigrateError as error:
+            return m.Reject(error.message[:4000], (error.hint or "")[:4000], "destination")
+        finally:
+            if arrival is not None and self.incoming is None:
+                arrival.close()
+
     def _begin(
         self, hello: m.Hello, channel: ControlChannel, arrival: Arrival, qemu: m.QemuMachine | None = None
     ) -> m.Accept | m.Reject | None:
         """Agree and start, or say why not; the pre-flight is accepted without anything being started."""
         try:
             lengths = _lengths(hello)
-            self._check_handed_over()
+            ram = arrival.ram or self._config.ram
+            self._check_handed_over(ram)
             image = RamImage.open_destination(
-                self._config.ram,
+                ram,
                 lengths,
                 hello.page_size,
                 needed_bytes=hello.data_bytes,
@@ -346,9 +366,9 @@ class DestinationDaemon:
         self._arrived.set()
         return None
 
-    def _check_handed_over(self) -> None:
+    def _check_handed_over(self, ram: Sequence[RamSpec]) -> None:
         """A daemon that goes on listening must not empty the RAM of the guest that it started."""
-        for spec in self._config.ram:
+        for spec in ram:
             try:
                 found = spec.path.stat()
             except OSError:

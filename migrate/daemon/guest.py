@@ -7,6 +7,8 @@ needs (LMT section 5, invariant 7).
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from migrate.daemon.device_state import DeviceState
 from migrate.protocol.journal_record import PausedGuest
@@ -18,10 +20,14 @@ class GuestControl(abc.ABC):
     Attributes:
         was_paused_before: the guest was stopped already when `pause` came; then `resume` leaves it so.
         pid: the process that writes RAM, where it is known.
+        logs: descriptors of the dirty logs that it gave, by block.
+        userfaultfd: that it gave, or -1.
     """
 
     was_paused_before = False
     pid: int | None = None
+    logs: Mapping[str, int] = MappingProxyType({})
+    userfaultfd = -1
 
     @abc.abstractmethod
     def describe(self) -> str:
@@ -73,7 +79,7 @@ class GuestControl(abc.ABC):
 
     @abc.abstractmethod
     async def alive(self) -> bool:
-        """Whether the guest exists, as far as can be known."""
+        """Whether the guest exists, as far as can be known. Raises GuestError: it cannot be asked."""
 
     def stopped_copy(self) -> str | None:
         """After a handover: what stands here that must never run again, and how to end it, for a person."""

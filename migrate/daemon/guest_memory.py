@@ -68,6 +68,7 @@ class GuestMemory(GuestPages):
     Args:
         pid: the guest.
         image: its RAM as files.
+        given: a userfaultfd that the guest handed over; -1: look for one that it has open.
         inject: it offers nothing; have it make a userfaultfd by ptrace.
 
     Attributes:
@@ -77,7 +78,7 @@ class GuestMemory(GuestPages):
         OSError: why its writes cannot be tracked from here, for a person.
     """
 
-    def __init__(self, pid: int, image: RamImage, *, inject: bool = False) -> None:
+    def __init__(self, pid: int, image: RamImage, *, given: int = -1, inject: bool = False) -> None:
         self.stopped_seconds = 0.0
         self.userfaultfd = -1
         self._writer_looked = float("-inf")
@@ -92,6 +93,8 @@ class GuestMemory(GuestPages):
                 raise OSError(f"{writer} can write the RAM file as well, which write protection does not see")
             if inject:
                 self.userfaultfd, self.stopped_seconds = inject_userfaultfd(pid)
+            elif given >= 0:
+                self.userfaultfd = self._take_userfaultfd(given, mappings[0])
             else:
                 self.userfaultfd = self._find_userfaultfd(mappings[0])
         except BaseException:
@@ -119,6 +122,18 @@ class GuestMemory(GuestPages):
             os.close(self.userfaultfd)
             self.userfaultfd = -1
         super().close()
+
+    def _take_userfaultfd(self, given: int, mapping: Mapping) -> int:
+        """A copy of what the guest says is a userfaultfd. Raises OSError."""
+        if str(Path(f"/proc/self/fd/{given}").readlink()) != _USERFAULTFD:  # its ioctl could be anything
+            raise OSError("what the guest gave is no userfaultfd")
+        copy = os.dup(given)
+        try:
+            self._try(copy, mapping)
+        except OSError as error:
+            os.close(copy)
+            raise OSError(f"the guest's userfaultfd cannot be used: {error.strerror}") from error
+        return copy
 
     def _find_userfaultfd(self, mapping: Mapping) -> int:
         """A copy of the first userfaultfd of the guest that watches its own memory. Raises OSError."""

@@ -62,8 +62,9 @@ def _start(
             continue
         if record.step in _OPEN:
             program = "migrate-src" if side == "source" else "migrate-dst"
+            what = ram[0].path or f"block {ram[0].name!r}"
             raise RefusedError(
-                f"migration {record.migration} of {ram[0].path} came as far as {record.step.value!r} and was"
+                f"migration {record.migration} of {what} came as far as {record.step.value!r} and was"
                 f" not settled ({found.path})",
                 side=side,
                 guest="the guest is where that migration left it",
@@ -83,7 +84,8 @@ def _places(image: RamImage) -> tuple[RamPlace, ...]:
     places = []
     for name, fd in image.fds.items():
         status = os.fstat(fd)
-        places.append(RamPlace(name, str(image.paths[name].absolute()), status.st_dev, status.st_ino))
+        path = "" if name in image.held else str(image.paths[name].absolute())
+        places.append(RamPlace(name, path, status.st_dev, status.st_ino))
     return tuple(places)
 
 

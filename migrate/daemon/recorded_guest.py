@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+from migrate.daemon import socket_guest
 from migrate.daemon.hooks import run_hook
 from migrate.daemon.journal import boot_id
 from migrate.daemon.pidfd import start_time
@@ -37,6 +38,9 @@ async def resume_recorded(record: JournalRecord) -> str:
     if guest.way == "qmp":
         await resume_paused(Path(guest.monitor), guest.stopped_before)
         return _STOOD if guest.stopped_before else "the guest runs here"
+    if guest.way == "socket":
+        await socket_guest.resume_paused(Path(guest.monitor))
+        return "the guest runs here"
     if guest.way != "process":
         return "the guest is where whoever stopped it left it: nothing of ours paused it"
     if record.boot != boot_id():

@@ -19,6 +19,7 @@ from migrate.daemon.journal import Journal, JournalBusyError, boot_id, default_s
 from migrate.daemon.journal_writer import JournalWriter
 from migrate.daemon.qemu_arrival import QemuArrival
 from migrate.daemon.reporter import Reporter
+from migrate.daemon.socket_guest import run_loaded
 from migrate.errors import JournalError, MigrateError, ProtocolError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
@@ -49,7 +50,7 @@ class Settlement:
         self._reporter = reporter
         self._writer = JournalWriter(journal)
         self._channel: ControlChannel | None = None
-        self._ram = {place.name: Path(place.path) for place in self.record.ram}
+        self._ram = {place.name: Path(place.path) for place in self.record.ram if place.path}
 
     async def serve(self, question: m.Question, channel: ControlChannel) -> None:
         """Answer on that connection until the source has what it needs, or is gone."""
@@ -144,6 +145,8 @@ class Settlement:
             if self._config.guest_qmp is not None:
                 async with self._attached(self._config.guest_qmp) as qemu:
                     await qemu.run(self.record.attempt)
+            elif self._config.guest_socket is not None:
+                await run_loaded(self._config.guest_socket, self._config.hook_timeout)
             else:
                 commands = CommandArrival(self._config, self.record.migration, self._ram)
                 await commands.run(self.record.attempt)
@@ -169,6 +172,8 @@ class Settlement:
                     return await qemu.runs()
             except MigrateError:
                 return None
+        if self._config.guest_socket is not None:
+            return False  # a guest that runs already answers to another `run` all the same
         if self._config.is_running is None:
             return None
         environment = hook_environment(

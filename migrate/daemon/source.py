@@ -32,6 +32,7 @@ from migrate.daemon.page_caches import allocate_caches
 from migrate.daemon.preflight import check_items
 from migrate.daemon.receipts import source_receipt
 from migrate.daemon.reporter import Reporter
+from migrate.daemon.socket_guest import SocketGuest
 from migrate.daemon.source_work import SourceWork
 from migrate.daemon.supervisor import Supervisor
 from migrate.daemon.tls_client import TlsClient
@@ -65,12 +66,10 @@ def make_guest(config: SourceConfig, environment: Mapping[str, str], own: Guest 
     Raises UsageError: both.
     """
     if own is not None:
-        named = (config.guest_pid, config.guest_qmp, config.pause_cmd, config.state_cmd)
-        if any(value is not None for value in named):
-            raise UsageError(
-                "a guest in this process excludes guest_pid, guest_qmp, pause_cmd and state_cmd",
-                side="source",
-            )
+        ways = (config.guest_pid, config.guest_qmp, config.guest_socket, config.pause_cmd, config.state_cmd)
+        if any(way is not None for way in ways):
+            text = "guest_pid, guest_qmp, guest_socket, pause_cmd and state_cmd"
+            raise UsageError(f"a guest in this process excludes {text}", side="source")
         return OwnGuest(own)
     if config.guest_qmp is not None:
         return QmpGuest(config.guest_qmp, config.ram)
@@ -128,14 +127,20 @@ async def migrate(
     """
     tls = TlsClient(config) if config.tls else None
     with contextlib.ExitStack() as stack:
-        image = stack.enter_context(RamImage.open_source(config.ram, config.page_size))
+        asked: SocketGuest | None = None
+        ram = config.ram
+        if config.guest_socket is not None:
+            asked = await SocketGuest.connect(config.guest_socket)
+            stack.callback(asked.close)
+            ram = asked.offer.ram_with(ram, config.guest_socket)
+        image = stack.enter_context(RamImage.open_source(ram, config.page_size))
         hello = make_hello(config, image)
         blocks = blocks_of([(block.name, block.length) for block in image.layout.blocks])
         reporter.event("migration", id=hello.migration.hex(), attempt=hello.attempt, blocks=blocks)
         environment = hook_environment(
             migration_id=hello.migration.hex(), attempt=1, side="source", ram=image.paths
         )
-        guest = make_guest(config, environment, own)
+        guest = asked or make_guest(config, environment, own)
         stack.callback(guest.close)
         try:
             await guest.probe()
@@ -149,7 +154,7 @@ async def migrate(
             journal = None
             if not config.check:
                 journal = await asyncio.to_thread(start_source_journal, config, hello, image, own is not None)
-                if config.guest_pid or config.pause_cmd or config.guest_qmp:
+                if config.guest_pid or config.pause_cmd or config.guest_qmp or config.guest_socket:
                     stack.callback(Supervisor(journal.path).stop)
             daemon = SourceDaemon(config, reporter, machine, work, guest, journal, tls, watcher)
             if watcher is not None:
@@ -328,9 +333,13 @@ class SourceDaemon:
     async def _check_guest(self) -> None:
         if self._machine.state in (*DECIDED, SourceState.ENDED):
             return
-        if not await self._guest.alive():
+        try:
+            if await self._guest.alive():
+                return
             error = GuestError("the guest died", side="source", guest="the guest runs nowhere")
-            self._input(self._machine.failed, error)
+        except GuestError as lost:
+            error = lost
+        self._input(self._machine.failed, error)
 
     # --- actions -----------------------------------------------------------------------------------------
 

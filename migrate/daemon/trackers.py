@@ -33,8 +33,9 @@ def make_tracker(
     offers = []
     if config.dirty_tracker in ("auto", "log"):
         offers.append(_log(config, guest, stack))
-    if config.dirty_tracker == "wp" or (config.dirty_tracker == "auto" and not config.dirty_log):
-        offers.append(_wp(guest.pid, image, stack))
+    logged = bool(config.dirty_log or guest.logs)
+    if config.dirty_tracker == "wp" or (config.dirty_tracker == "auto" and not logged):
+        offers.append(_wp(guest, image, stack))
     if config.dirty_tracker == "wp-inject":
         offers.append(_wp_inject(guest.pid, image, stack))
     tracker, reasons = choose(config.dirty_tracker, offers)
@@ -43,6 +44,10 @@ def make_tracker(
 
 
 def _log(config: SourceConfig, guest: GuestControl, stack: ExitStack) -> Offer:
+    if guest.logs:
+        return Offer(
+            "log", LogTracker(guest.logs, _pages(guest.pid, stack)), "the guest gave a log on its socket"
+        )
     if not config.dirty_log:
         return Offer("log", None, "no --dirty-log was given")
     if isinstance(guest, ProcessGuest) and not guest.ask_to_stop():
@@ -80,15 +85,15 @@ def _pages(pid: int | None, stack: ExitStack) -> GuestPages | None:
     return pages
 
 
-def _wp(pid: int | None, image: RamImage, stack: ExitStack) -> Offer:
-    if pid is None:
+def _wp(guest: GuestControl, image: RamImage, stack: ExitStack) -> Offer:
+    if guest.pid is None:
         return Offer("wp", None, "no --guest-pid was given")
     try:
-        memory = GuestMemory(pid, image)
+        memory = GuestMemory(guest.pid, image, given=guest.userfaultfd)
     except OSError as error:
         return Offer("wp", None, error.strerror or str(error))
     stack.callback(memory.close)
-    return Offer("wp", WpTracker(memory), f"process {pid} offers a userfaultfd")
+    return Offer("wp", WpTracker(memory), f"process {guest.pid} offers a userfaultfd")
 
 
 def _wp_inject(pid: int | None, image: RamImage, stack: ExitStack) -> Offer:

@@ -69,6 +69,7 @@ class RamPlace:
 
     name: str
     path: str
+    """Empty: a guest holds the file, which has a place in its program only."""
     device: int
     inode: int
 
@@ -78,14 +79,14 @@ class PausedGuest:
     """How a guest was paused, which is how somebody else can resume it."""
 
     way: str
-    """`process`, `command`, `qmp`, or `none`: nothing that another program can undo."""
+    """`process`, `command`, `qmp`, `socket`, or `none`: nothing that another program can undo."""
     pid: int = 0
     start_time: int = 0
     """Of the process, clock ticks since the boot (proc_pid_stat(5), field 22): its number may be reused."""
     stopped_before: bool = False
     """It stood already; it is left so."""
     monitor: str = ""
-    """Path of the monitor of a QEMU."""
+    """Path of the monitor of a QEMU, or of the guest's own socket."""
     resume_cmd: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Of the resume command."""

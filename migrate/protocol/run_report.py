@@ -55,7 +55,8 @@ _NOT_KEPT = frozenset({"round", "migration", "tracker", "check"})
 _SETTINGS = (
     *("to", "listen", "ram", "once", "output_dir"),
     *("xbzrle_cache_size", "xbzrle_cache_rule", "xbzrle_cache_limit"),
-    *("guest_pid", "guest_qmp", "source_after", "dirty_tracker", "dirty_log", "warm", "state_dir"),
+    *("guest_pid", "guest_qmp", "guest_socket", "source_after", "dirty_tracker", "dirty_log", "warm"),
+    "state_dir",
     *(
         "downtime_limit_ms",
         "max_bandwidth",

@@ -116,7 +116,7 @@ class CommitSequence:
                 self._command_us = message.command_us
                 expected = self._handover.running()
             case m.StartFailed():
-                expected = self._handover.start_failed(f"its on-commit command failed: {message.reason}")
+                expected = self._handover.start_failed(f"it could not be started: {message.reason}")
             case m.Forgotten():
                 expected = self._handover.forgotten()
             case m.Verdict():

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from migrate.config import SourceConfig
 from migrate.errors import CancelledMigration, MigrateError, NetworkError, UndecidedError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
+from migrate.protocol.guest_contract import RESUME_BY_HAND
 from migrate.protocol.source_states import DECIDED, PAUSED, SourceState
 
 if TYPE_CHECKING:
@@ -164,22 +166,30 @@ class SourceEnding:
         machine.enter(SourceState.ENDED)
         machine.stats.finish(now)
         if self._error is not None:
-            if self._resume_problem is not None and machine.config.guest_pid:
-                self._error.hint = f"resume it by hand: kill -CONT {machine.config.guest_pid}"
-            elif self._resume_problem is not None and machine.config.guest_qmp:
-                self._error.hint = "resume it by hand, in QEMU's monitor: migrate_cancel, then cont"
+            resume = _resume_by_hand(machine.config)
+            if self._resume_problem is not None and resume not in (None, machine.config.resume_cmd):
+                self._error.hint = f"resume it by hand: {resume}"
             self._error.with_context(guest=self.guest_place)
         machine.emit(a.Finish(self._error))
 
     def _how_to_decide(self) -> str:
         config = self._machine.config
         where = f" --state-dir {config.state_dir}" if config.state_dir is not None else ""
-        resume = f"kill -CONT {config.guest_pid}" if config.guest_pid else config.resume_cmd
-        if config.guest_qmp:
-            resume = "`cont` in the monitor of the QEMU here"
+        resume = _resume_by_hand(config)
         by_hand = "" if resume is None else f" (what resumes it: {resume})"
         return (
             f"with a migrate-dst there that listens and has the same --state-dir: migrate-src recover{where};"
             f" it asks, and finishes or takes back; never resume the guest here by hand unless it surely does"
             f" not run there and never will{by_hand}"
         )
+
+
+def _resume_by_hand(config: SourceConfig) -> str | None:
+    """What a person types to let the guest run, None: that is not known."""
+    if config.guest_pid is not None:
+        return f"kill -CONT {config.guest_pid}"
+    if config.guest_qmp is not None:
+        return "in QEMU's monitor: migrate_cancel, then cont"
+    if config.guest_socket is not None:
+        return RESUME_BY_HAND.format(path=str(config.guest_socket))
+    return config.resume_cmd

@@ -182,6 +182,11 @@ class RamImage:
         """Path of each block's file, by name, in the order of the blocks; empty when closed."""
         return {file.spec.name: file.spec.path for file in self._files}
 
+    @property
+    def held(self) -> set[str]:
+        """Names of the blocks whose file somebody holds: its path means something in this process only."""
+        return {file.spec.name for file in self._files if file.spec.held}
+
     def data_extents(self, block: BlockPlace, *, grain_pages: int = 0) -> Iterator[tuple[int, int]]:
         """Yield (first page in page space, count) of each stretch of the block that is no hole, ascending.
 

@@ -35,6 +35,7 @@ def test_the_option_names_are_the_contract() -> None:
 
     both = {"-h", "--help", "--version", "--ram", "--json", "--control", "--metrics", "--report", "--receipt"}
     both |= {"--keepalive-timeout", "--reconnect-timeout", "--state-dir", "--tls-dir", "--token-file"}
+    both |= {"--guest-socket"}
     assert options(src.build_parser()) == both | {
         "--to", "--xbzrle-cache-size", "--xbzrle-cache-rule", "--guest-pid", "--pause-cmd", "--resume-cmd",
         "--state-cmd", "--dirty-tracker", "--downtime-limit", "--max-bandwidth", "--switchover-bandwidth",
@@ -65,6 +66,7 @@ def test_the_defaults_of_the_command_line_are_those_of_the_configuration() -> No
         (["--pause-cmd", "p", "--resume-cmd", "r"], "pause_cmd", "p"),
         (["--pause-cmd", "p", "--resume-cmd", "r"], "resume_cmd", "r"),
         (["--state-cmd", "s"], "state_cmd", "s"),
+        (["--guest-socket", "/s"], "guest_socket", Path("/s")),
         (["--dirty-tracker", "scan"], "dirty_tracker", "scan"),
         (["--downtime-limit", "50"], "downtime_limit_ms", 50),
         (["--max-bandwidth", "100Mbit"], "max_bandwidth", 12_500_000),
@@ -93,6 +95,7 @@ def test_each_option_of_the_source_sets_its_field(options: list[str], field: str
         (["--ram", "a=/x", "--ram", "b=/y"], "ram", (RamSpec("a", Path("/x")), RamSpec("b", Path("/y")))),
         (["--xbzrle-cache-limit", "0"], "xbzrle_cache_limit", 0),
         (["--on-prepare", "p"], "on_prepare", "p"),
+        (["--guest-socket", "/s"], "guest_socket", Path("/s")),
         (["--on-commit", "c"], "on_commit", "c"),
         (["--output-dir", "/d", "--multifd-channels", "8"], "multifd_channels", 8),
         (["--output-dir", "/d", "--switchover-ack"], "switchover_ack", True),
@@ -109,10 +112,11 @@ def test_each_option_of_the_destination_sets_its_field(options: list[str], field
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["--ram", "required"]),
+        ([], ["--to", "required"]),
         (["--ram", "x"], ["--to", "required", "--control"]),
         (["--ram", "x", "--control", "/x", "--check"], ["--check", "--to"]),
-        (["--to", "192.0.2.7:4444"], ["--ram", "required"]),
+        (["--to", "192.0.2.7:4444"], ["--ram", "required", "--guest-socket"]),
+        ([*SOURCE, "--guest-socket", "s", "--guest-pid", "1"], ["--guest-socket", "--guest-pid"]),
         (["--to", "192.0.2.7", "--ram", "x"], ["--to", "HOST:PORT"]),
         ([*SOURCE, "--ram", "b="], ["--ram", "no path"]),
         ([*SOURCE, "--ram", "/other"], ["--ram", "NAME=PATH"]),

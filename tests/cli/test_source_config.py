@@ -95,6 +95,7 @@ def test_the_defaults_are_a_working_configuration() -> None:
         {"reconnect_timeout": 0.0},
         {"ram": (RamSpec("a", Path("/x")), RamSpec("b", Path("/y")))},
         {"page_size": 65536, "lanes": 8},
+        {"ram": (), "guest_socket": Path("/s"), "dirty_tracker": "log", "source_after": "kill"},
     ],
 )
 def test_sources_that_can_work(fields: dict[str, Any]) -> None:
@@ -106,7 +107,9 @@ def test_sources_that_can_work(fields: dict[str, Any]) -> None:
     ("fields", "options"),
     [
         ({"to": Address("host", 0)}, ["--to"]),
-        ({"ram": ()}, ["--ram"]),
+        ({"ram": ()}, ["--ram", "--guest-socket"]),
+        ({"guest_socket": Path("/s"), "state_cmd": "s"}, ["--guest-socket", "--state-cmd"]),
+        ({"guest_socket": Path("/s"), "guest_pid": 1}, ["--guest-socket", "--guest-pid"]),
         ({"ram": (RamSpec("a", Path("/x")), RamSpec("a", Path("/y")))}, ["--ram", "'a'", "2 times"]),
         ({"ram": (RamSpec("a", Path("/x")), RamSpec("b", Path("/x")))}, ["--ram", "/x"]),
         ({"ram": (RamSpec("x" * 256, Path("/x")),)}, ["--ram", "255"]),
