@@ -41,7 +41,7 @@ def test_the_option_names_are_the_contract() -> None:
         "--state-cmd", "--dirty-tracker", "--downtime-limit", "--max-bandwidth", "--switchover-bandwidth",
         "--max-rounds", "--timeout", "--timeout-action", "--source-after", "--verify", "--check",
         "--compression", "--lanes", "--dirty-log", "--guest-qmp", "--warm",
-        "--tls-fingerprint", "--tls-hostname",
+        "--tls-fingerprint", "--tls-hostname", "--throttle",
     }  # fmt: skip
     assert options(dst.build_parser()) == both | {
         "--listen", "--xbzrle-cache-limit", "--on-prepare", "--on-commit", "--once", "--output-dir",

@@ -36,7 +36,7 @@ def test_both_ends_are_scraped(lab: Lab) -> None:
     assert 0 < there["migrate_transferred_bytes_total"] <= here["migrate_transferred_bytes_total"]
     assert here["migrate_rounds_total"] == 1.0 and here["migrate_remaining_bytes"] > 0
     known = {each.name + ("_total" if each.kind == "counter" else "") for each in METRICS}
-    assert known - here.keys() == {"migrate_downtime_seconds"}
+    assert known - here.keys() == {"migrate_downtime_seconds", "migrate_throttle_ratio"}
     with pytest.raises(urllib.error.HTTPError, match="404"):
         scrape(source, "/")
     source.kill()
