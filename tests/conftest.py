@@ -7,6 +7,8 @@
 * Journals that a test gives no place go to a directory of its own, gone after the run.
 * No test may leave a child process or a file of its own in /dev/shm; processes that outlived their own parent
   are found at the end of the run by a mark in their environment, which also names the test.
+* `bin/test` runs the tests in several workers (pytest-xdist). They share the seed and the run's mark; what is
+  made in /dev/shm carries the worker's own name.
 """
 
 from __future__ import annotations
@@ -31,8 +33,12 @@ from bench.lab import Lab
 SHM = Path("/dev/shm")
 SHM_PREFIX = "migrate"
 RUN_MARK = "MIGRATE_TEST_RUN"
-RUN_ID = secrets.token_hex(8)
-STATE = Path(tempfile.gettempdir()) / f"migrate-test-state-{RUN_ID}"
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
+"""Name of this worker; "main" without workers, and in the process that hands the tests out."""
+RUN_ID = (os.environ.get(RUN_MARK) if WORKER != "main" else None) or secrets.token_hex(8)
+"""Inherited by every process that the run starts, workers included."""
+OWN_ID = f"{RUN_ID}-{WORKER}"
+STATE = Path(tempfile.gettempdir()) / f"migrate-test-state-{OWN_ID}"
 SEED = int(os.environ.get("MIGRATE_TEST_SEED") or secrets.randbits(32))
 
 # Speed is measured by bin/bench; here a slow machine must never be a failure.
@@ -66,16 +72,21 @@ def pytest_runtest_makereport(
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     del session
-    os.environ[RUN_MARK] = RUN_ID  # inherited by every process that a test starts
+    os.environ[RUN_MARK] = RUN_ID
+    if WORKER == "main":
+        os.environ["MIGRATE_TEST_SEED"] = str(SEED)  # every worker's
     STATE.mkdir(mode=0o700)
     # So is what is ignored: under nohup, or in the background of a script, no daemon would obey its signals.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(trylast=True)  # once the workers have ended
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Find what outlived its parent, name the test that began it, end it, and let the run fail."""
     shutil.rmtree(STATE)
+    if WORKER != "main":
+        return
     orphans = _marked_processes()
     terminal = session.config.get_terminal_writer()
     for pid, test in orphans.items():
@@ -95,7 +106,7 @@ def rng() -> random.Random:
 @pytest.fixture
 def shm_dir() -> Iterator[Path]:
     """A private directory on tmpfs, removed after the test."""
-    path = Path(tempfile.mkdtemp(prefix=f"{SHM_PREFIX}-test-{RUN_ID}-", dir=SHM))
+    path = Path(tempfile.mkdtemp(prefix=f"{SHM_PREFIX}-test-{OWN_ID}-", dir=SHM))
     yield path
     shutil.rmtree(path)
 
@@ -143,8 +154,8 @@ def _children() -> set[int]:
 
 
 def _shm_files() -> set[str]:
-    """What this run has made in /dev/shm; others may be at work on this machine."""
-    return {path.name for path in SHM.glob(f"{SHM_PREFIX}-test-{RUN_ID}-*")}
+    """What this worker has made in /dev/shm; others may be at work on this machine."""
+    return {path.name for path in SHM.glob(f"{SHM_PREFIX}-test-{OWN_ID}-*")}
 
 
 def _describe(pid: int) -> str:

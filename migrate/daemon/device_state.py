@@ -1,10 +1,13 @@
 """Device state: small opaque files from `--state-cmd` at the source to `--on-prepare` at the destination.
 
-They live in a private directory (mode 0700) that the hooks find in MIGRATE_STATE_DIR.
+They live in a private directory (mode 0700) that the hooks find in MIGRATE_STATE_DIR. Its owner holds a lock
+on it, so that whoever makes the next one finds, and removes, what a killed daemon has left.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -19,6 +22,7 @@ from migrate.protocol.messages import MAX_BLOB_BYTES, MAX_BLOBS, MAX_STATE_BYTES
 
 STATE_SECONDS = 30.0
 """How long the guest may take to give it, in the pause."""
+_PREFIX = "migrate-state-"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
@@ -37,7 +41,8 @@ class StateDirectory:
     def __init__(self) -> None:
         """Raises GuestError: it cannot be made."""
         try:
-            self.path = Path(tempfile.mkdtemp(prefix="migrate-state-"))
+            _remove_abandoned()
+            self.path, self._lock = _make_locked()
         except OSError as error:
             raise GuestError(f"no directory for the device state could be made: {error.strerror}") from error
 
@@ -84,6 +89,9 @@ class StateDirectory:
     def close(self) -> None:
         """Remove the directory; the second call does nothing."""
         shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def __enter__(self) -> Self:
         return self
@@ -142,3 +150,27 @@ def _fault(states: Sequence[DeviceState]) -> str | None:
 def is_state_name(name: str) -> bool:
     """Whether a piece of device state may be called so."""
     return _NAME.fullmatch(name) is not None and name not in (".", "..")
+
+
+def _make_locked() -> tuple[Path, int]:
+    """A new directory, and the descriptor that holds its lock."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():  # not taken for abandoned before it was locked
+            return path, lock
+        os.close(lock)
+
+
+def _remove_abandoned() -> None:
+    """Remove directories of this user that nobody holds."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # held, gone meanwhile, or somebody else's
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if os.fstat(lock).st_uid == os.geteuid():
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path)
+            finally:
+                os.close(lock)

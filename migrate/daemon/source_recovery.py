@@ -24,7 +24,13 @@ from migrate.protocol.source_commit import verdict_step
 
 CONNECT_SECONDS = 10.0
 CLOSE_SECONDS = 2.0
+BUSY_SECONDS = 0.2
+"""Pause between two questions to a destination that is still ending the migration itself."""
 _ASKS = frozenset({Step.COMMITTED, Step.DONE, Step.RESUMED})
+
+
+class _BusyError(Exception):
+    """The destination is about to answer, and says so."""
 
 
 class SourceRecovery:
@@ -70,13 +76,31 @@ class SourceRecovery:
                 if self._record.step is Step.MOVING:
                     self._place = "the guest runs here"
             elif not self._over:
-                await self._ask()
+                await self._ask_until_answered()
         finally:
             await self._writer.close(remove=False)
-            if self._channel is not None:
-                self._channel.close()
-                await self._channel.closed(CLOSE_SECONDS)
+            await self._disconnect()
         return self._place
+
+    async def _ask_until_answered(self) -> None:
+        """Ask again, on a new connection, while the daemon there still ends the migration itself."""
+        end = asyncio.get_running_loop().time() + self._answer_seconds
+        while True:
+            try:
+                await self._ask()
+            except _BusyError as busy:
+                if asyncio.get_running_loop().time() + BUSY_SECONDS > end:
+                    raise self._cut(f"the destination cannot answer now: {busy}") from busy
+            else:
+                return
+            await self._disconnect()
+            await asyncio.sleep(BUSY_SECONDS)
+
+    async def _disconnect(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            await self._channel.closed(CLOSE_SECONDS)
+            self._channel = None
 
     async def _ask(self) -> None:
         messages: asyncio.Queue[Message | str] = asyncio.Queue()
@@ -115,7 +139,9 @@ class SourceRecovery:
                 expected = handover.forgotten()
             case m.Verdict() if message.step != "busy":
                 expected = handover.verdict(verdict_step(message), message.reason)
-            case m.Verdict() | m.Failed() | m.Reject():
+            case m.Verdict():
+                raise _BusyError(message.reason)
+            case m.Failed() | m.Reject():
                 raise self._cut(f"the destination cannot answer now: {message.reason}")
             case _:
                 expected = False

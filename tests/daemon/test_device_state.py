@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,25 @@ def test_the_directory_is_private_and_goes_away() -> None:
         assert stat.S_IMODE((directory.path / "x").stat().st_mode) == 0o600
     assert not directory.path.exists()
     directory.close()
+
+
+def test_what_a_killed_daemon_left_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    program = (
+        "import os, signal; from migrate.daemon.device_state import StateDirectory\n"
+        "directory = StateDirectory(); print(directory.path, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    killed = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment, check=False
+    )
+    abandoned = Path(killed.stdout.decode().strip())
+    assert abandoned.parent == tmp_path and abandoned.is_dir()
+    with StateDirectory() as one, StateDirectory() as other:
+        assert not abandoned.exists()
+        assert one.path.is_dir() and other.path.is_dir(), "a lock is respected"
 
 
 def test_no_directory_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

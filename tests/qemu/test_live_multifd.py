@@ -177,16 +177,17 @@ def test_every_failure_of_a_channel_is_answered_on_the_return_path(output: Path)
     main, extra = stream(WITH_RETURN_PATH), channels(WITH_RETURN_PATH)
     flipped = bytearray(extra[1])
     flipped[64] ^= 1
-    for wrong, status, said in (
-        ([extra[0], bytes(flipped), extra[2]], 5, "does not begin as one"),
-        ([extra[0], extra[1][:-1500], extra[2]], 4, "wait"),
-        ([extra[0], extra[1][:40_000], extra[2]], 4, "wait"),
-        ([extra[0], opening(1, b"another machine!"), extra[2]], 4, "2 of 3 multifd channels"),
-        ([extra[0], extra[0], extra[2]], 4, "2 of 3 multifd channels"),
+    # Where the count is said, all openings are there before the main channel begins to wait for them.
+    for wrong, main_first, status, said in (
+        ([extra[0], bytes(flipped), extra[2]], True, 5, "does not begin as one"),
+        ([extra[0], extra[1][:-1500], extra[2]], True, 4, "wait"),
+        ([extra[0], extra[1][:40_000], extra[2]], True, 4, "wait"),
+        ([extra[0], opening(1, b"another machine!"), extra[2]], False, 4, "2 of 3 multifd channels"),
+        ([extra[0], extra[0], extra[2]], False, 4, "2 of 3 multifd channels"),
     ):
         options = ("--once", f"--output-dir={output}", "--multifd-channels=3", "--keepalive-timeout=1")
         with Destination(*options) as destination:
-            player = Player(destination.port, main, wrong)
+            player = Player(destination.port, main, wrong, main_first=main_first)
             assert destination.program.wait() == status, destination.program.story()
             assert player.join().endswith(SHUT_FAILED)
             assert said in destination.program.wait_event("error")["message"]
