@@ -44,7 +44,7 @@ def test_what_a_killed_daemon_left_goes_with_the_next(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     program = (
         "import os, signal; from migrate.daemon.device_state import StateDirectory\n"
-        "directory = StateDirectory(); print(directory.path, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        "made = StateDirectory(); print(made.path, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     killed = subprocess.run(
