@@ -8,8 +8,8 @@ from migrate.api.run import Run, with_metrics
 from migrate.config import SourceConfig
 from migrate.daemon.own_guest import Guest
 from migrate.daemon.reporter import Reporter
-from migrate.daemon.source import migrate
 from migrate.daemon.source_service import serve_source
+from migrate.daemon.source_start import migrate
 
 
 class Migration(Run):

@@ -3,103 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Protocol
 
-from migrate import __version__
 from migrate.config import SourceConfig
 from migrate.daemon.control_channel import ControlChannel, open_control
-from migrate.daemon.guest_control import (
-    CommandGuest,
-    GuestControl,
-    NoGuest,
-    ProcessGuest,
-    QmpGuest,
-)
-from migrate.daemon.guest_throttle import GuestThrottle
-from migrate.daemon.hooks import hook_environment
+from migrate.daemon.guest_control import GuestControl
 from migrate.daemon.journal import Journal
-from migrate.daemon.journal_start import start_source_journal
-from migrate.daemon.journal_writer import JournalWriter
 from migrate.daemon.lane_sender import LaneSender
-from migrate.daemon.own_guest import Guest, OwnGuest
 from migrate.daemon.page_caches import allocate_caches
 from migrate.daemon.preflight import check_items
 from migrate.daemon.receipts import source_receipt
 from migrate.daemon.reporter import Reporter
-from migrate.daemon.socket_guest import SocketGuest
+from migrate.daemon.source_turns import SourceTurns
 from migrate.daemon.source_work import SourceWork
-from migrate.daemon.supervisor import Supervisor
 from migrate.daemon.tls_client import TlsClient
-from migrate.daemon.trackers import make_tracker
 from migrate.daemon.uninterrupted import uninterrupted
-from migrate.errors import GuestError, MigrateError, UsageError, as_error
+from migrate.errors import MigrateError, as_error
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.bandwidth import TokenBucket
-from migrate.protocol.journal_record import Step
-from migrate.protocol.run_report import blocks_of
 from migrate.protocol.schema import Message
 from migrate.protocol.source import SourceMachine
 from migrate.protocol.source_states import DECIDED, SourceState
-from migrate.ram.image import RamImage
 
 TICK_SECONDS = 0.05
 PROGRESS_SECONDS = 0.25
 ALIVE_SECONDS = 0.5
 CLOSE_SECONDS = 2.0
 BURST_BYTES = 1 << 18
-
-
-def make_guest(config: SourceConfig, environment: Mapping[str, str], own: Guest | None) -> GuestControl:
-    """The way to pause the guest: its own, or the one that the options name.
-
-    Args:
-        environment: for commands.
-        own: a guest in this process.
-
-    Raises UsageError: both.
-    """
-    if own is not None:
-        ways = (config.guest_pid, config.guest_qmp, config.guest_socket, config.pause_cmd, config.state_cmd)
-        if any(way is not None for way in ways):
-            text = "guest_pid, guest_qmp, guest_socket, pause_cmd and state_cmd"
-            raise UsageError(f"a guest in this process excludes {text}", side="source")
-        return OwnGuest(own)
-    if config.guest_qmp is not None:
-        return QmpGuest(config.guest_qmp, config.ram)
-    if config.guest_pid is not None:
-        return ProcessGuest(config.guest_pid)
-    if config.pause_cmd is not None and config.resume_cmd is not None:
-        return CommandGuest(config.pause_cmd, config.resume_cmd, environment)
-    return NoGuest()
-
-
-def make_hello(config: SourceConfig, image: RamImage) -> m.Hello:
-    """The wish of the first attempt, with a new migration id and new digest keys."""
-    return m.Hello(
-        versions=[m.PROTOCOL_VERSION],
-        migration=os.urandom(16),
-        attempt=1,
-        resume=False,
-        check=config.check,
-        software=f"migrate {__version__}",
-        page_size=config.page_size,
-        blocks=[m.Block(block.name, block.length) for block in image.layout.blocks],
-        data_bytes=image.data_bytes(),
-        cache_bytes=config.xbzrle_cache_size,
-        cache_rule=config.xbzrle_cache_rule,
-        lanes=config.lanes,
-        codec=config.compression,
-        verify=config.verify,
-        warm=config.warm,
-        digest_seed=os.urandom(32),
-    )
 
 
 class SourceWatcher(Protocol):
@@ -110,58 +45,6 @@ class SourceWatcher(Protocol):
 
     def pass_started(self, number: int) -> None:
         """A round begins."""
-
-
-async def migrate(
-    config: SourceConfig, reporter: Reporter, watcher: SourceWatcher | None = None, own: Guest | None = None
-) -> None:
-    """Move the guest's RAM as configured; returns when the guest runs at the destination.
-
-    `own` is a guest in this process, which the configuration cannot name.
-
-    Cancelling the task cancels the migration in an orderly way: the guest is resumed first. Once the commit
-    may have left, cancelling has no effect any more.
-
-    Raises:
-        MigrateError: the class says what failed, `guest` where the guest runs now.
-    """
-    tls = TlsClient(config) if config.tls else None
-    with contextlib.ExitStack() as stack:
-        asked: SocketGuest | None = None
-        ram = config.ram
-        if config.guest_socket is not None:
-            asked = await SocketGuest.connect(config.guest_socket)
-            stack.callback(asked.close)
-            ram = asked.offer.ram_with(ram, config.guest_socket)
-        image = stack.enter_context(RamImage.open_source(ram, config.page_size))
-        hello = make_hello(config, image)
-        blocks = blocks_of([(block.name, block.length) for block in image.layout.blocks])
-        reporter.event("migration", id=hello.migration.hex(), attempt=hello.attempt, blocks=blocks)
-        environment = hook_environment(
-            migration_id=hello.migration.hex(), attempt=1, side="source", ram=image.paths
-        )
-        guest = asked or make_guest(config, environment, own)
-        stack.callback(guest.close)
-        try:
-            await guest.probe()
-            if isinstance(guest, QmpGuest):
-                hello = replace(hello, qemu=[guest.machine])
-            tracker, reasons = make_tracker(config, image, guest, stack)
-            reporter.event("tracker", name=tracker.name, reasons=reasons, promise=tracker.describe())
-            machine = SourceMachine(hello, config, image, tracker.live)
-            machine.stats.dirty_tracker = tracker.name
-            work = SourceWork(config, hello.migration.hex(), image, guest, tracker, machine, reporter)
-            journal = None
-            if not config.check:
-                journal = await asyncio.to_thread(start_source_journal, config, hello, image, own is not None)
-                if config.guest_pid or config.pause_cmd or config.guest_qmp or config.guest_socket:
-                    stack.callback(Supervisor(journal.path).stop)
-            daemon = SourceDaemon(config, reporter, machine, work, guest, journal, tls, watcher)
-            if watcher is not None:
-                watcher.begun(daemon)
-            await daemon.run()
-        finally:
-            await guest.leave()
 
 
 class SourceDaemon:
@@ -185,16 +68,13 @@ class SourceDaemon:
         self._watcher = watcher
         self._work = work
         self._guest = guest
-        self._journal = None if journal is None else JournalWriter(journal)
-        """None for a pre-flight, which writes nothing."""
+        self._turns = SourceTurns(machine, self._input, guest, journal, reporter)
         self._tls = tls
         self._channel: ControlChannel | None = None
         self._lanes: dict[int, LaneSender] = {}
         self._bucket = TokenBucket(config.max_bandwidth, BURST_BYTES)
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: MigrateError | None = None
-        self._throttle: GuestThrottle | None = None
-        self._guest_turn = asyncio.Lock()
         self._finished: asyncio.Future[MigrateError | None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
@@ -233,9 +113,7 @@ class SourceDaemon:
 
     async def _clean_up(self, ticker: asyncio.Task[None]) -> None:
         self._work.stop()
-        if self._journal is not None:
-            async with self._guest_turn:  # what waits to be written is written
-                await self._journal.close(remove=self._machine.commit.journal_step is Step.MOVING)
+        await self._turns.close_journal()
         for sender in list(self._lanes.values()):
             sender.stop()
         for sender in list(self._lanes.values()):
@@ -243,9 +121,7 @@ class SourceDaemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(ticker, *self._tasks, return_exceptions=True)
-        if self._throttle is not None:
-            await self._throttle.close()
-        await self._guest.leave()
+        await self._turns.leave_guest()
         if self._channel is not None:
             self._channel.close()
             await self._channel.closed(CLOSE_SECONDS)
@@ -327,19 +203,9 @@ class SourceDaemon:
                 self._reporter.progress(self._machine.stats, now)
             if now >= next_alive:
                 next_alive = now + ALIVE_SECONDS
-                await self._check_guest()
+                if self._machine.state not in (*DECIDED, SourceState.ENDED):
+                    await self._turns.check()
             await asyncio.sleep(TICK_SECONDS)
-
-    async def _check_guest(self) -> None:
-        if self._machine.state in (*DECIDED, SourceState.ENDED):
-            return
-        try:
-            if await self._guest.alive():
-                return
-            error = GuestError("the guest died", side="source", guest="the guest runs nowhere")
-        except GuestError as lost:
-            error = lost
-        self._input(self._machine.failed, error)
 
     # --- actions -----------------------------------------------------------------------------------------
 
@@ -396,18 +262,17 @@ class SourceDaemon:
                 harvest = partial(self._work.harvest, action.stopped)
                 self._spawn(self._do(harvest, self._machine.harvested, self._machine.failed))
             case a.Throttle():
-                self._spawn(self._set_throttle(action.percent))
+                self._spawn(self._turns.set_throttle(action.percent))
             case a.AllocateCaches():
                 self._spawn(self._allocate_caches(action))
             case a.PauseGuest():
-                self._spawn(self._pause())
+                self._spawn(self._turns.pause(self._config.keepalive_timeout))
             case a.ResumeGuest():
-                self._spawn(self._resume())
+                self._spawn(self._turns.resume())
             case a.WriteJournal():
-                self._spawn(self._write_journal(action))
+                self._spawn(self._turns.write_journal(action))
             case a.RemoveJournal():
-                assert self._journal is not None
-                self._journal.remove()
+                self._turns.remove_journal()
             case a.CollectState():
                 pause = self._machine.pause
                 self._spawn(self._do(self._work.collect_state, pause.state_collected, pause.state_failed))
@@ -504,56 +369,10 @@ class SourceDaemon:
         else:
             call()
 
-    async def _set_throttle(self, percent: int) -> None:
-        async with self._guest_turn:  # in the order in which it was asked for: a pause finds no throttle
-            try:
-                if self._throttle is None:
-                    if not isinstance(self._guest, ProcessGuest):
-                        raise GuestError("the guest cannot be throttled: its process is not known")
-                    self._throttle = GuestThrottle(self._guest, self._throttle_lost)
-                    self._reporter.event("throttling", means=self._throttle.describe())
-                await self._throttle.set(percent)
-            except GuestError as error:
-                self._input(self._machine.throttle_failed, error.message)
-
-    def _throttle_lost(self, reason: str) -> None:
-        self._input(self._machine.throttle_failed, f"the guest is not throttled any more: {reason}")
-
     async def _allocate_caches(self, action: a.AllocateCaches) -> None:
         rule = self._machine.link.hello.cache_rule
         caches = await asyncio.to_thread(allocate_caches, self._machine.keys, rule, action)
         self._input(self._machine.caches_allocated, caches)
-
-    async def _write_journal(self, action: a.WriteJournal) -> None:
-        assert self._journal is not None
-        error: MigrateError | None
-        async with self._guest_turn:
-            try:
-                guest = await self._guest.how_paused() if action.step is Step.PAUSING else None
-                error = await self._journal.write(action, guest)
-            except MigrateError as problem:
-                error = problem
-        self._input(self._machine.journalled, action.step, error)
-
-    async def _pause(self) -> None:
-        async with self._guest_turn:
-            if self._machine.state is not SourceState.PAUSING:
-                return  # given up before it began
-            try:
-                await self._guest.pause(self._config.keepalive_timeout)
-            except MigrateError as error:
-                self._input(self._machine.pause.pause_failed, error)
-                return
-        self._input(self._machine.pause.paused)
-
-    async def _resume(self) -> None:
-        async with self._guest_turn:
-            try:
-                await self._guest.resume()
-            except Exception as problem:  # whatever it is: it must be told, or the end would wait for ever
-                self._input(self._machine.resume_failed, as_error(problem))
-                return
-        self._input(self._machine.resumed)
 
 
 def _text(error: Exception) -> str:

@@ -18,7 +18,8 @@ from migrate.daemon.control_socket import ControlSocket
 from migrate.daemon.own_guest import Guest
 from migrate.daemon.process_guest import ProcessGuest
 from migrate.daemon.reporter import Reporter
-from migrate.daemon.source import SourceDaemon, migrate
+from migrate.daemon.source import SourceDaemon
+from migrate.daemon.source_start import migrate
 from migrate.daemon.tls_client import TlsClient
 from migrate.daemon.uninterrupted import uninterrupted
 from migrate.errors import CancelledMigration, MigrateError, UndecidedError
