@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from migrate import __version__
-from migrate.config import DestinationConfig, RamSpec
+from migrate.config import DestinationConfig
 from migrate.daemon.arrival import Arrival, CommandArrival
 from migrate.daemon.control_channel import ControlChannel
+from migrate.daemon.destination_start import begin
 from migrate.daemon.greeting import Admission
+from migrate.daemon.handed_over import HandedOver
 from migrate.daemon.incoming import Incoming
-from migrate.daemon.journal_start import start_destination_journal
 from migrate.daemon.listener import Listener
 from migrate.daemon.own_guest import ArrivingGuest, OwnArrival
-from migrate.daemon.page_caches import available_memory
 from migrate.daemon.qemu_arrival import QemuArrival
 from migrate.daemon.qemu_incoming import QemuIncoming
 from migrate.daemon.reporter import Reporter
@@ -27,20 +24,13 @@ from migrate.daemon.tls import PeerIdentity
 from migrate.daemon.tls_server import TlsServer
 from migrate.daemon.uninterrupted import uninterrupted
 from migrate.daemon.waiting_channels import WaitingChannels
-from migrate.errors import CancelledMigration, MigrateError, ProtocolError, RamError, RefusedError, UsageError
+from migrate.errors import CancelledMigration, MigrateError, ProtocolError, RamError, UsageError
 from migrate.protocol import messages as m
-from migrate.protocol.destination import DestinationMachine
-from migrate.protocol.handshake import Agreement, Offer, negotiate
 from migrate.protocol.journal_record import Step
 from migrate.protocol.qemu_multifd import Opening
-from migrate.protocol.run_report import blocks_of
 from migrate.protocol.stats import MigrationStats
-from migrate.ram.image import RamImage
-from migrate.ram.layout import PageLayout
 
 CLOSE_SECONDS = 2.0
-TABLE_BYTES_PER_PAGE = 64  # three digest arrays at the most (own, re-read, sums), and bitmaps
-NO_MEMORY = "this host has no memory for the tables of so much RAM"
 
 
 async def serve(config: DestinationConfig, reporter: Reporter, own: ArrivingGuest | None = None) -> None:
@@ -81,8 +71,7 @@ class DestinationDaemon:
         self.last_outcome = ""
         """Of the last migration that was not refused."""
         self._stop_wanted = False
-        self._handed_over: dict[tuple[int, int], str] = {}
-        """Files (device, inode) that belong to a guest now, and its migration."""
+        self._handed_over = HandedOver()
         self._arrived = asyncio.Event()
         self._greeting = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
@@ -140,7 +129,7 @@ class DestinationDaemon:
         finally:
             self.last_outcome = incoming.outcome
             if incoming.handed_over:
-                self._handed_over |= dict.fromkeys(identities, incoming.migration)
+                self._handed_over.add(identities, incoming.migration)
             self.incoming = None
             self._stop_wanted = incoming.stop_wanted
         return None
@@ -203,7 +192,7 @@ class DestinationDaemon:
         if self.incoming is not None:
             raise ProtocolError(f"another migration ({self.incoming.migration}) is under way here")
         try:
-            self._check_handed_over(self._config.ram)
+            self._handed_over.check(self._config.ram)
             return QemuIncoming(self._config, self._reporter, sock, head, peer)
         except RamError as error:
             raise ProtocolError(f"{error}; {error.hint}" if error.hint else str(error)) from error
@@ -255,7 +244,7 @@ class DestinationDaemon:
         finally:
             if settlement.handover.step in (Step.STARTING, Step.RUNNING):
                 files = [(place.device, place.inode) for place in settlement.record.ram]
-                self._handed_over |= dict.fromkeys(files, settlement.record.migration)
+                self._handed_over.add(files, settlement.record.migration)
             await settlement.close()
             channel.close()
 
@@ -300,85 +289,12 @@ class DestinationDaemon:
     def _begin(
         self, hello: m.Hello, channel: ControlChannel, arrival: Arrival, qemu: m.QemuMachine | None = None
     ) -> m.Accept | m.Reject | None:
-        """Agree and start, or say why not; the pre-flight is accepted without anything being started."""
-        try:
-            lengths = _lengths(hello)
-            ram = arrival.ram or self._config.ram
-            self._check_handed_over(ram)
-            image = RamImage.open_destination(
-                ram,
-                lengths,
-                hello.page_size,
-                needed_bytes=hello.data_bytes,
-                dry_run=hello.check,
-            )
-        except (RamError, ValueError) as error:
-            hint = error.hint if isinstance(error, RamError) and error.hint else "--ram"
-            return m.Reject(str(error)[:4000], hint[:4000], "destination")
-        free = image.available_bytes or 0
-        offer = Offer(
-            dict(lengths), free, self._config.xbzrle_cache_limit, holds_ram=image.holds_ram, qemu=qemu
-        )
-        agreed = negotiate(hello, offer)
-        if isinstance(agreed, m.Reject):
-            image.close()
-            return agreed
-        if not _tables_fit(hello.page_size, lengths):
-            image.close()
-            return m.Reject(NO_MEMORY, "--ram", "destination")
-        if hello.check:
-            return _accept_check(agreed, free)
-        try:
-            embedded = self._own is not None
-            journal = start_destination_journal(self._config, hello, image, channel.peer, embedded)
-        except (RamError, RefusedError) as error:
-            image.close()
-            return m.Reject(str(error)[:4000], (error.hint or "--state-dir")[:4000], "destination")
-        try:
-            image.mark(hello.migration.hex(), keep=agreed.warm)
-        except RamError as error:
-            journal.remove()
-            image.close()
-            return m.Reject(str(error)[:4000], "--ram", "destination")
-        try:
-            machine = DestinationMachine(
-                hello,
-                agreed,
-                image,
-                os.urandom(32),
-                free,
-                self._config.keepalive_timeout,
-                self._config.reconnect_timeout,
-            )
-        except BaseException as error:
-            journal.remove()
-            image.close()  # or its lock would stand until this program ends
-            if not isinstance(error, MemoryError):
-                raise
-            return m.Reject(NO_MEMORY, "--ram", "destination")
-        migration = hello.migration.hex()
-        blocks = blocks_of([(block.name, block.length) for block in hello.blocks])
-        self._reporter.event("migration", id=migration, attempt=hello.attempt, blocks=blocks)
-        known = {"identity": str(channel.identity)} if channel.identity is not None else {}
-        self._reporter.event("connected", peer=channel.peer, migration=migration, **known)
-        self._reporter.event("negotiated", **agreed.as_fields(), peer=hello.software)
-        self.incoming = Incoming(self._reporter, machine, image, channel, arrival, journal)
+        begun = begin(self._config, self._reporter, self._handed_over, hello, channel, arrival, qemu)
+        if not isinstance(begun, Incoming):
+            return begun
+        self.incoming = begun
         self._arrived.set()
         return None
-
-    def _check_handed_over(self, ram: Sequence[RamSpec]) -> None:
-        """A daemon that goes on listening must not empty the RAM of the guest that it started."""
-        for spec in ram:
-            try:
-                found = spec.path.stat()
-            except OSError:
-                continue
-            owner = self._handed_over.get((found.st_dev, found.st_ino))
-            if owner is not None:
-                raise RamError(
-                    f"{spec.path} belongs to the guest that migration {owner} brought here",
-                    hint="remove the file once that guest is gone, or start migrate-dst with other files",
-                )
 
     def _answer(self, channel: ControlChannel, message: m.Accept | m.Reject | m.Verdict) -> None:
         if isinstance(message, m.Reject):
@@ -393,34 +309,3 @@ class DestinationDaemon:
 def _host(peer: str) -> str:
     """Of `HOST:PORT`."""
     return peer.rpartition(":")[0]
-
-
-def _tables_fit(page_size: int, lengths: Mapping[str, int]) -> bool:
-    """Whether digests and what is computed from them leave this host half of its free memory."""
-    needed = TABLE_BYTES_PER_PAGE * PageLayout(page_size, list(lengths.items())).total_pages
-    available = available_memory()
-    return available is None or needed <= available // 2
-
-
-def _lengths(hello: m.Hello) -> dict[str, int]:
-    """The blocks by name; the kernel and the layout check the rest. Raises ValueError."""
-    lengths = {block.name: block.length for block in hello.blocks}
-    if len(lengths) != len(hello.blocks):
-        raise ValueError("the source lists a RAM block twice")
-    PageLayout(hello.page_size, list(lengths.items()))
-    return lengths
-
-
-def _accept_check(agreed: Agreement, free: int) -> m.Accept:
-    return m.Accept(
-        agreed.version,
-        f"migrate {__version__}",
-        agreed.cache_bytes,
-        agreed.cache_rule,
-        agreed.lanes,
-        agreed.codec,
-        agreed.verify,
-        bytes(32),
-        [],
-        free,
-    )
