@@ -23,7 +23,7 @@ def test_there_and_back_again() -> None:
 
         home = hosts.also_run(
             "home",
-            *("migrate-dst", "--listen", "0.0.0.0:4444", "--ram", guest.RAM, "--json"),
+            *("migrate-dst", "--listen", "0.0.0.0:4444", "--insecure", "--ram", guest.RAM, "--json"),
             *("--on-commit", RESUME),
             options=(
                 f"--pid=container:{hosts.container('guest')}",
