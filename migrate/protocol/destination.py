@@ -1,7 +1,7 @@
-"""The migration machine of the destination: the connection to the source, and every way to end.
+"""The migration machine of the destination: what may come when, and every way to end.
 
-States: destination_states.py; lanes and their resets: destination_lanes.py; proof, hooks and the handover:
-destination_pause.py. Sans I/O: inputs are the public
+States: destination_states.py; the connection to the source: destination_link.py; lanes and their resets:
+destination_lanes.py; proof, hooks and the handover: destination_pause.py. Sans I/O: inputs are the public
 methods, each with the time; outputs are the actions that `take_actions` returns. The shell makes one machine
 per migration, after the handshake (`handshake.negotiate`) has agreed.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from migrate import __version__, kernel
+from migrate import kernel
 from migrate.errors import (
     CancelledMigration,
     GuestError,
@@ -24,12 +24,12 @@ from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.destination_cache import DestinationCache
 from migrate.protocol.destination_lanes import DestinationLanes
+from migrate.protocol.destination_link import DestinationLink
 from migrate.protocol.destination_pause import DestinationPause
 from migrate.protocol.destination_states import BEFORE_COMMIT, EXPECTED, STATUS, TRANSITIONS, DestinationState
 from migrate.protocol.destination_warm import DestinationWarm
 from migrate.protocol.handshake import Agreement
 from migrate.protocol.journal_record import Step
-from migrate.protocol.keepalive import Keepalive
 from migrate.protocol.lane_destination import AppliedBatch
 from migrate.protocol.peer_errors import peer_error
 from migrate.protocol.schema import Message
@@ -66,7 +66,6 @@ class DestinationMachine:
         reconnect_timeout: float,
     ) -> None:
         self.state = DestinationState.ACTIVE
-        self.hello = hello
         self.agreement = agreement
         self.outcome = "failed"
         self.stats = MigrationStats(
@@ -76,24 +75,19 @@ class DestinationMachine:
         self.stats.cache_size = agreement.cache_bytes
         self.keys = kernel.Keys(hello.digest_seed, hello.page_size)
         self.digests = DigestTable(self.keys, image.layout)
-        self.linked = False
-        self._secret = secret
-        self._free_bytes = free_bytes
-        self._keepalive = Keepalive(keepalive_timeout)
-        self._reconnect_timeout = reconnect_timeout
         self._actions: list[a.Action] = []
-        self._unlinked_at = 0.0
-        self._unlinked_reason = ""
-        self._resuming = False
+        self._link = DestinationLink(
+            hello, agreement, secret, free_bytes, keepalive_timeout, reconnect_timeout, self.emit
+        )
         self._running_since = 0.0
         self._source_gave_up = False
         """It has ended the migration by itself: it runs the guest, and will not ask."""
         self._error: MigrateError | None = None
         self.lanes = DestinationLanes(
-            image, self.keys, self.digests, agreement, self.emit, self._send_of_lanes, self.stats
+            image, self.keys, self.digests, agreement, self.emit, self._link.send_of_lanes, self.stats
         )
         self._cache = DestinationCache(
-            agreement, hello.page_size, self.lanes, self.emit, self._send_of_lanes, self.stats
+            agreement, hello.page_size, self.lanes, self.emit, self._link.send_of_lanes, self.stats
         )
         self.pause = DestinationPause(self, image)
         self._warm = DestinationWarm(self.digests, self.emit)
@@ -111,8 +105,12 @@ class DestinationMachine:
 
     def send(self, message: Message) -> None:
         """Send if there is somebody to send to."""
-        if self.linked:
-            self.emit(a.Send(message))
+        self._link.send(message)
+
+    @property
+    def hello(self) -> m.Hello:
+        """Of the newest attempt."""
+        return self._link.hello
 
     @property
     def root(self) -> int:
@@ -138,7 +136,7 @@ class DestinationMachine:
         self.stats.start(now)
         self.stats.status = "setup"
         self.stats.setup_done(now)
-        self._link(now)
+        self._link.begin(now)
         if self.agreement.warm:
             self._warm.begin()
         self._accept()
@@ -153,40 +151,29 @@ class DestinationMachine:
             ended = self.state is DestinationState.ENDED
             how = f"has ended here ({self.outcome})" if ended else "was committed already"
             return m.Reject(f"this migration {how}", "", "destination")
-        if hello.attempt <= self.hello.attempt:
-            return m.Reject(f"attempt {hello.attempt} is over", "", "source")
-        same = (hello.blocks, hello.page_size, hello.digest_seed) == (
-            self.hello.blocks,
-            self.hello.page_size,
-            self.hello.digest_seed,
-        )
-        begun = any(epoch for epoch, _ in self.lanes.positions)
-        if (begun and not hello.resume) or not same:
-            return m.Reject("the resumed migration is not the one that began", "", "source")
-        self.hello = hello
+        reject = self._link.wrong_attempt(hello, begun=any(epoch for epoch, _ in self.lanes.positions))
+        if reject is not None:
+            return reject
         self.stats.reconnects += 1
         self.pause.back_to_active(now, "the source made its connection anew")
         self.lanes.stop_all("the connection was made anew")
-        self._link(now)
-        self._resuming = True
+        self._link.resume(now, hello)
         self._check_resumed()
         return None
 
     def connection_lost(self, now: float, reason: str) -> None:
         """The control connection broke. Unless the guest is ours already, the source may come back."""
-        if not self.linked:
+        link = self._link
+        if not link.up:
             return
-        self.linked = False
-        self._resuming = False
-        self._unlinked_at = now
-        self._unlinked_reason = reason
+        link.lost(now, reason)
         if self.state in BEFORE_COMMIT:
             if self.state is not DestinationState.PREPARED:  # else the source may have committed already
                 self.pause.back_to_active(now, reason)
             self.lanes.stop_all(reason)
             self.emit(a.Disconnect())
-            self.emit(a.Report("waiting", {"reason": reason, "seconds": self._reconnect_timeout}))
-            if self._reconnect_timeout <= 0:
+            self.emit(a.Report("waiting", {"reason": reason, "seconds": link.reconnect_timeout}))
+            if link.reconnect_timeout <= 0:
                 self.tick(now)
 
     def asked(self, now: float, question: m.Question) -> m.Verdict | None:
@@ -200,7 +187,7 @@ class DestinationMachine:
             DestinationState.RUNNING,
         ):
             return m.Verdict(question.number, "busy", f"this migration is {self.state.value}")
-        self._link(now)
+        self._link.begin(now)
         self.pause.asked(now, question)
         return None
 
@@ -208,7 +195,7 @@ class DestinationMachine:
         """A message came from the source. A forbidden one fails the migration."""
         if self.state is DestinationState.ENDED:
             return
-        self._keepalive.heard(now)
+        self._link.keepalive.heard(now)
         try:
             self._message(now, message)
         except ProtocolError as error:
@@ -221,30 +208,29 @@ class DestinationMachine:
         if self.state not in BEFORE_COMMIT:
             return
         self.stats.tick(now)
-        if not self.linked:
-            if now - self._unlinked_at >= self._reconnect_timeout:
+        link = self._link
+        if not link.up:
+            if link.away(now):
                 text = (
-                    f"the connection to the source broke ({self._unlinked_reason}) and the source did not"
-                    f" come back within {self._reconnect_timeout:g} s"
+                    f"the connection to the source broke ({link.reason}) and the source did not"
+                    f" come back within {link.reconnect_timeout:g} s"
                 )
                 hint = "start migrate-src again; it says where the guest runs"
                 self.fail(now, NetworkError(text, side="destination", hint=hint))
-        elif self._keepalive.silent(now):
-            self.connection_lost(now, f"the source was silent for {self._keepalive.timeout:g} s")
+        elif link.keepalive.silent(now):
+            self.connection_lost(now, f"the source was silent for {link.keepalive.timeout:g} s")
         else:
-            number = self._keepalive.ping_due(now)
-            if number is not None and not self._resuming:
-                self.send(m.Ping(number))
+            link.ping(now)
 
     # --- inputs: lanes ----------------------------------------------------------------------------
 
     def lane_opened(self, opening: m.LaneOpen) -> None:
         """Somebody opened a lane connection. Raises ProtocolError: it is not wanted, close it."""
-        if self.state is not DestinationState.ACTIVE or not self.linked or self._resuming:
+        if self.state is not DestinationState.ACTIVE or not self._link.up or self._link.resuming:
             raise ProtocolError(f"a lane was opened while the destination is {self.state.value}")
         if (opening.migration, opening.attempt) != (self.hello.migration, self.hello.attempt):
             raise ProtocolError("a lane was opened for another migration or attempt")
-        self.lanes.opened(opening, self._secret)
+        self.lanes.opened(opening, self._link.secret)
 
     def batches_applied(self, now: float, lane: int, batches: Sequence[AppliedBatch]) -> None:
         """These batches are in RAM and their digests are recorded: acknowledge them."""
@@ -356,13 +342,13 @@ class DestinationMachine:
             case m.Ping():
                 self.send(m.Pong(message.number))
             case m.Pong():
-                self._keepalive.ponged(now, message.number)
+                self._link.keepalive.ponged(now, message.number)
             case m.Cancel():
-                self.linked = False
+                self._link.down()
                 self._source_gave_up = True
                 self.fail(now, CancelledMigration(f"the source cancelled: {message.reason}", side="source"))
             case m.Failed():
-                self.linked = False
+                self._link.down()
                 self._source_gave_up = True
                 text = f"the source gave up: {message.reason}"
                 self.fail(now, peer_error(message.exit_code, text, "source"))
@@ -370,7 +356,7 @@ class DestinationMachine:
                 self._expected_message(now, message)
 
     def _expected_message(self, now: float, message: Message) -> None:
-        if self._resuming or self.state not in EXPECTED.get(type(message), frozenset()):
+        if self._link.resuming or self.state not in EXPECTED.get(type(message), frozenset()):
             raise ProtocolError(f"the source sent {message.TYPE} while the destination is {self.state.value}")
         match message:
             case m.LaneBroken():
@@ -391,11 +377,11 @@ class DestinationMachine:
 
     def _check_settled(self, now: float) -> None:
         """The source is to confirm; one that has lost the connection comes back and asks."""
-        if self.linked:
-            if now - self._running_since > self._keepalive.timeout:
-                self._wait_no_longer(now, f"no answer for {self._keepalive.timeout:g} s")
-        elif now - max(self._running_since, self._unlinked_at) >= self._reconnect_timeout:
-            self._wait_no_longer(now, self._unlinked_reason)
+        timeout = self._link.keepalive.timeout
+        if self._link.up and now - self._running_since > timeout:
+            self._wait_no_longer(now, f"no answer for {timeout:g} s")
+        elif self._link.away(now, self._running_since):
+            self._wait_no_longer(now, self._link.reason)
 
     def _wait_no_longer(self, now: float, reason: str) -> None:
         text = f"the journal stays, since the source did not confirm that the guest runs here: {reason}"
@@ -403,40 +389,12 @@ class DestinationMachine:
         self.emit(a.Report("warning", {"message": f"{text}; {hint}"}))
         self._finish(now)
 
-    def _link(self, now: float) -> None:
-        self.linked = True
-        self._keepalive.start(now)
-
     def _accept(self) -> None:
-        agreed = self.agreement
-        positions: Sequence[tuple[int, int]] = self.lanes.positions if self.hello.resume else []
-        self.send(
-            m.Accept(
-                agreed.version,
-                f"migrate {__version__}",
-                agreed.cache_bytes,
-                agreed.cache_rule,
-                agreed.lanes,
-                agreed.codec,
-                agreed.verify,
-                self._secret,
-                [m.LanePosition(epoch, sequence) for epoch, sequence in positions],
-                self._free_bytes,
-                self.agreement.warm and self.hello.warm,
-            )
-        )
+        self._link.accept(self.lanes.positions)
         self._warm.tell(self.hello)
 
-    def _send_of_lanes(self, message: Message) -> None:
-        """Not between two attempts: acknowledgements of the old one's lanes are not for the new one, whose
-        accept says it all; and what the source asked for, it asks again.
-        """
-        if not self._resuming:
-            self.send(message)
-
     def _check_resumed(self) -> None:
-        if self._resuming and self.lanes.at_rest:
-            self._resuming = False
+        if self._link.resuming and self.lanes.at_rest:
             self._accept()
 
     def enter(self, state: DestinationState) -> None:
@@ -456,8 +414,7 @@ class DestinationMachine:
         if self._error is not None:
             hint = _LEFTOVERS if self.outcome in ("failed", "cancelled") else None
             self._error.with_context(guest=self.guest_place, hint=hint)
-        self.linked = False
-        self._resuming = False
+        self._link.down()
         self.emit(a.Disconnect())
         done = {"completed": "completed", "cancelled": "cancelled"}
         self._set_status(done.get(self.outcome, "failed"))
