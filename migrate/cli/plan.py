@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from migrate import config
-from migrate.cli.arguments import ArgumentParser, seconds, typed, whole_number
+from migrate.cli.arguments import ArgumentParser, add_source_tls_options, seconds, typed, whole_number
 from migrate.cli.choose_reporter import choose_reporter, report_usage_error
 from migrate.config import Address, RamSpec, SourceConfig
 from migrate.errors import UsageError
@@ -103,6 +103,7 @@ def build_parser() -> ArgumentParser:
         metavar="S",
         help="seconds to look at the guest; the longer, the surer for slow links (default: %(default)s)",
     )
+    add_source_tls_options(parser)
     parser.add_argument(
         "--json", action="store_true", help="one JSON object an event; `plan` is the last one"
     )
@@ -130,12 +131,13 @@ def run_plan(argv: Sequence[str]) -> int:
     async def sample(reporter: Reporter) -> None:
         from migrate.daemon.link_probe import measure_link
         from migrate.daemon.plan import sample_guest
+        from migrate.daemon.tls_client import TlsClient
         from migrate.protocol.plan import PlannedLink
 
         rates = options.bandwidth or [parse_rate(rate) for rate in LINKS]
         links = [PlannedLink(rate * PAYLOAD_SHARE, ROUND_TRIP) for rate in rates]
         if options.to is not None:
-            links = [await measure_link(options.to)]
+            links = [await measure_link(options.to, TlsClient(source) if source.tls else None)]
         found.append((await sample_guest(source, options.duration, reporter), links))
 
     with choose_reporter(PROGRAM, "source", json=options.json) as reporter:
@@ -161,6 +163,10 @@ def _source_config(options: argparse.Namespace) -> SourceConfig:
         downtime_limit_ms=max(options.downtime_limit),
         max_rounds=options.max_rounds,
         xbzrle_cache_size=options.xbzrle_cache_size,
+        tls_dir=options.tls_dir,
+        tls_fingerprint=options.tls_fingerprint,
+        tls_hostname=options.tls_hostname,
+        token_file=options.token_file,
     )
 
 

@@ -8,12 +8,12 @@ whoever has more to say.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable
 from typing import cast
 
 from migrate.config import Address
+from migrate.daemon.nonblocking import connect
 from migrate.daemon.sockets import tune_control
 from migrate.daemon.tls import PeerIdentity
 from migrate.daemon.tls_client import TlsClient
@@ -163,31 +163,13 @@ class ControlChannel(asyncio.Protocol):
 async def open_control(to: Address, channel: ControlChannel, tls: TlsClient | None) -> None:
     """Connect a channel to the first address of a host that answers, up to where the hello goes.
 
-    The name is looked up in a thread: one that hangs where the network is cut can be given up quietly.
-
     Raises:
         RefusedError, NetworkError: over TLS; see `TlsClient.greet`.
         ProtocolError, EOFError, OSError
     """
-    loop = asyncio.get_running_loop()
-    found = await asyncio.to_thread(socket.getaddrinfo, to.host, to.port, type=socket.SOCK_STREAM)
-    problem: OSError | None = None
-    for family, kind, protocol, _, where in found:
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.setblocking(False)
-            await loop.sock_connect(sock, where)
-        except OSError as error:
-            sock.close()
-            problem = OSError(error.errno, os.strerror(error.errno or 0))  # the loop's own text has no cause
-            continue
-        except BaseException:
-            sock.close()
-            raise
-        if tls is not None:
-            TlsTransport(await tls.greet(sock), channel)
-            return
-        transport, _ = await loop.create_connection(lambda: channel, sock=sock)
-        transport.write(PREFACE_CONTROL)
+    sock = await connect(to)
+    if tls is not None:
+        TlsTransport(await tls.greet(sock, PREFACE_CONTROL), channel)
         return
-    raise problem or OSError(f"{to.host} has no address")
+    transport, _ = await asyncio.get_running_loop().create_connection(lambda: channel, sock=sock)
+    transport.write(PREFACE_CONTROL)

@@ -5,7 +5,7 @@ It is told by its first bytes:
 16            TLS; what follows is told again by the first bytes inside
 "MIGRATE" 1   control: a hello or a question; over TLS behind `welcome` and, with a token, its proof
 "MIGRATE" 2   lane: one lane-open frame, then batches
-"MIGRATE" 3   probe: how fast the link is (`link_probe`); one at a time, none beside a migration or with TLS
+"MIGRATE" 3   probe: how fast the link is (`link_probe`), behind the same; one at a time, and alone
 "QEVM" 3      main channel of a QEMU's migration
 11223344 1    page channel of one, with multifd
 
@@ -129,15 +129,16 @@ class Greeting:
         preface = await receive(self._sock, m.PREFACE_BYTES)
         if preface == m.PREFACE_LANE:
             await self._greet_lane()
-        elif preface == m.PREFACE_CONTROL:
+        elif preface in (m.PREFACE_CONTROL, m.PREFACE_PROBE):
             reject = await self._refusal()
             if reject is not None:
                 await send(self._sock, m.encode_frame(reject))
                 await linger(self._sock)
                 raise ProtocolError(reject.reason)
-            await self._greet_control()
-        elif preface == m.PREFACE_PROBE:
-            await self._greet_probe()
+            if preface == m.PREFACE_CONTROL:
+                await self._greet_control()
+            else:
+                await self._greet_probe()
         elif preface.startswith(qemu_wire.MAGIC):
             self._check_qemu()
             self._sock.setblocking(True)
@@ -153,7 +154,7 @@ class Greeting:
             raise ProtocolError("it does not speak this protocol")
 
     async def _refusal(self) -> m.Reject | None:
-        """Why a control connection is not let in, if so."""
+        """Why a control connection, or a probe, is not let in, if so."""
         if self._tls is None:
             return None
         if self._identity is None or not isinstance(self._sock, ssl.SSLSocket):
@@ -173,10 +174,6 @@ class Greeting:
             raise ProtocolError(reject.reason)
 
     async def _greet_probe(self) -> None:
-        if self._tls is not None:
-            raise ProtocolError(
-                "the link is measured without TLS only; `plan --bandwidth` needs no measuring"
-            )
         self._events.probe_came()
         if self._probe.locked():
             raise ProtocolError("another one measures the link")

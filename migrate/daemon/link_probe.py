@@ -1,10 +1,14 @@
 """How fast the link to a migrate-dst is: a connection that it reads, counts, throws away and answers.
 
     source                                destination
-    "MIGRATE" 3, then bytes for a second  →   reads
-    end of sending                        →   ← be64: how many bytes it has read
+    "MIGRATE" 3                           over TLS: then welcome and proof, as a control connection begins
+    be32 n, n bytes, for a second      →  reads
+    be32 0                             →
+                                       ←  "MIGRATE" 3, be64: how many bytes of n it has read
+                                          | a frame: reject
 
 The destination takes at most MOST_SECONDS of it, one at a time, and none while a migration is under way.
+Over TLS the rate is that of one lane's encryption, too, as it will be in the migration.
 """
 
 from __future__ import annotations
@@ -12,58 +16,128 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from migrate.config import Address
-from migrate.daemon.sockets import tune_lane
-from migrate.errors import NetworkError
+from migrate.daemon.nonblocking import connect, send
+from migrate.daemon.sockets import shut_down, smoothed_round_trip, tune_lane
+from migrate.daemon.tls_client import TlsClient
+from migrate.errors import NetworkError, ProtocolError
 from migrate.protocol import messages as m
 from migrate.protocol.plan import PlannedLink
+from migrate.protocol.source_link import rejected
 
 SEND_SECONDS = 1.0
 MOST_SECONDS = 5.0
 CONNECT_SECONDS = 10.0
 PIECE_BYTES = 1 << 20
-_ANSWER_BYTES = 8
+T = TypeVar("T")
+_LENGTH_BYTES = 4
+_COUNT_BYTES = 8
 
 
-async def measure_link(to: Address) -> PlannedLink:
-    """Bandwidth and round trip. Raises NetworkError: nobody answers."""
+async def measure_link(to: Address, tls: TlsClient | None) -> PlannedLink:
+    """Bandwidth and round trip.
+
+    Raises:
+        NetworkError: nobody answers.
+        ProtocolError: somebody else does.
+        RefusedError: the certificates do not fit, or the destination says no.
+    """
     try:
-        return await asyncio.to_thread(_measure, to)
+        async with asyncio.timeout(CONNECT_SECONDS):
+            sock = await connect(to)
+            round_trip = smoothed_round_trip(sock)
+            if tls is not None:
+                sock = await tls.greet(sock, m.PREFACE_PROBE)
+            else:
+                await send(sock, m.PREFACE_PROBE)
+        return await _in_thread(sock, lambda: _measure(sock, round_trip))
     except (OSError, EOFError) as error:
         raise NetworkError(
-            f"the link to {to} cannot be measured: {error}",
+            f"the link to {to} cannot be measured: {error or 'no answer'}",
             side="destination",
             hint="does migrate-dst listen there, with no migration under way? --bandwidth RATE needs none",
         ) from error
 
 
-def _measure(to: Address) -> PlannedLink:
+def _measure(sock: socket.socket, round_trip: float) -> PlannedLink:
+    sock.settimeout(CONNECT_SECONDS)
+    tune_lane(sock, sends=True)
+    piece = PIECE_BYTES.to_bytes(_LENGTH_BYTES, "big") + bytes(PIECE_BYTES)
     began = time.monotonic()
-    with socket.create_connection((to.host, to.port), CONNECT_SECONDS) as sock:
-        round_trip = time.monotonic() - began
-        sock.settimeout(CONNECT_SECONDS)
-        tune_lane(sock, sends=True)
-        piece = bytes(PIECE_BYTES)
-        began = time.monotonic()
-        sock.sendall(m.PREFACE_PROBE)
-        while time.monotonic() - began < SEND_SECONDS:
-            sock.sendall(piece)
-        sock.shutdown(socket.SHUT_WR)
-        answer = sock.recv(_ANSWER_BYTES, socket.MSG_WAITALL)
-        seconds = time.monotonic() - began - round_trip
-    if len(answer) != _ANSWER_BYTES:
-        raise EOFError("it was closed before it answered")
-    return PlannedLink(int.from_bytes(answer, "big") / max(seconds, 1e-3), round_trip)
+    while time.monotonic() - began < SEND_SECONDS:
+        sock.sendall(piece)
+    sock.sendall(bytes(_LENGTH_BYTES))
+    counted = _answer(sock)
+    seconds = time.monotonic() - began - round_trip
+    return PlannedLink(counted / max(seconds, 1e-3), round_trip)
+
+
+def _answer(sock: socket.socket) -> int:
+    """How much was read. Raises RefusedError, ProtocolError, EOFError, OSError."""
+    head = _receive(sock, m.PREFACE_BYTES)
+    if head == m.PREFACE_PROBE:
+        return int.from_bytes(_receive(sock, _COUNT_BYTES), "big")
+    frames = m.FrameReader()
+    said = list(frames.feed(head))
+    while not said:
+        said += frames.feed(_receive(sock, 1))
+    if isinstance(said[0], m.Reject):
+        raise rejected(said[0])
+    raise ProtocolError(f"the destination answers with {said[0].TYPE}, not with a number")
 
 
 async def take_probe(sock: socket.socket) -> None:
-    """At the destination: read to the end, say how much it was, and close. Raises OSError, TimeoutError."""
-    loop = asyncio.get_running_loop()
+    """At the destination: read to the end and say how much it was; the socket blocks from here on.
+
+    Raises:
+        ProtocolError: a piece of more than PIECE_BYTES, or no end in time.
+        EOFError, OSError
+    """
+    await _in_thread(sock, lambda: _take(sock))
+
+
+def _take(sock: socket.socket) -> None:
+    sock.settimeout(MOST_SECONDS)
     tune_lane(sock, sends=False)
-    buffer = bytearray(PIECE_BYTES)
-    total = 0
-    async with asyncio.timeout(MOST_SECONDS):
-        while count := await loop.sock_recv_into(sock, buffer):
-            total += count
-        await loop.sock_sendall(sock, total.to_bytes(_ANSWER_BYTES, "big"))
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    total, end = 0, time.monotonic() + MOST_SECONDS
+    while True:
+        length = int.from_bytes(_receive(sock, _LENGTH_BYTES), "big")
+        if length > PIECE_BYTES or time.monotonic() > end:
+            raise ProtocolError(f"it measures the link with a piece of {length} bytes, or without an end")
+        if not length:
+            break
+        _fill(sock, buffer[:length])
+        total += length
+    sock.sendall(m.PREFACE_PROBE + total.to_bytes(_COUNT_BYTES, "big"))
+
+
+def _receive(sock: socket.socket, count: int) -> bytes:
+    data = bytearray(count)
+    _fill(sock, memoryview(data))
+    return bytes(data)
+
+
+def _fill(sock: socket.socket, view: memoryview) -> None:
+    """Fill the whole view. Raises EOFError, OSError."""
+    while view:
+        count = sock.recv_into(view)
+        if not count:
+            raise EOFError("it was closed before its end")
+        view = view[count:]
+
+
+async def _in_thread(sock: socket.socket, work: Callable[[], T]) -> T:
+    """Work that blocks in the socket, which is closed afterwards; cancelling ends it."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        shut_down(sock)
+        await asyncio.wait([running])
+        raise
+    finally:
+        sock.close()

@@ -1,4 +1,4 @@
-"""Awaiting a non-blocking socket, plain or TLS, before it goes to a thread or a transport.
+"""Opening and awaiting a non-blocking socket, plain or TLS, before it goes to a thread or a transport.
 
 The loop's own `sock_recv` takes no TLS socket and no flags.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+from migrate.config import Address
 from migrate.daemon.sockets import shut_down_writing
 from migrate.errors import ProtocolError
 from migrate.protocol import messages as m
@@ -60,6 +62,30 @@ async def _ready(fd: int, wants_room: bool) -> None:
             loop.remove_writer(fd)
         else:
             loop.remove_reader(fd)
+
+
+async def connect(to: Address) -> socket.socket:
+    """A connection, to the first address of that name that answers. Raises OSError.
+
+    The name is looked up in a thread: one that hangs where the network is cut can be given up quietly.
+    """
+    loop = asyncio.get_running_loop()
+    found = await asyncio.to_thread(socket.getaddrinfo, to.host, to.port, type=socket.SOCK_STREAM)
+    problem: OSError | None = None
+    for family, kind, protocol, _, where in found:
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, where)
+        except OSError as error:
+            sock.close()
+            problem = OSError(error.errno, os.strerror(error.errno or 0))  # the loop's own text has no cause
+            continue
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+    raise problem or OSError(f"{to.host} has no address")
 
 
 async def receive(sock: socket.socket, count: int) -> bytes:

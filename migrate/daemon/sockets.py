@@ -10,10 +10,13 @@ import contextlib
 import select
 import socket
 import ssl
+import sys
 
 LANE_BUFFER_BYTES = 2 << 20
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
+_TCPI_RTT = 68
+"""Where `struct tcp_info` has tcpi_rtt, 32 bits, in microseconds (tcp(7), TCP_INFO)."""
 
 
 def tune_control(sock: socket.socket) -> None:
@@ -40,6 +43,12 @@ def tune_lane(sock: socket.socket, *, sends: bool) -> None:
     forced = _SO_SNDBUFFORCE if sends else _SO_RCVBUFFORCE
     with contextlib.suppress(PermissionError):
         sock.setsockopt(socket.SOL_SOCKET, forced, LANE_BUFFER_BYTES)
+
+
+def smoothed_round_trip(sock: socket.socket) -> float:
+    """Seconds, as TCP has measured them, the handshake included."""
+    information = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_RTT + 4)
+    return int.from_bytes(information[_TCPI_RTT:], sys.byteorder) / 1e6
 
 
 def shut_down(sock: socket.socket) -> None:

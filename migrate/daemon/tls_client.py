@@ -64,11 +64,12 @@ class TlsClient:
                 " --tls-fingerprint",
             )
 
-    async def greet(self, sock: socket.socket) -> ssl.SSLSocket:
-        """Open a control connection up to where the hello goes.
+    async def greet(self, sock: socket.socket, preface: bytes) -> ssl.SSLSocket:
+        """Open a connection up to where a hello, or a probe, goes.
 
         Args:
             sock: connected, non-blocking; it is closed after any failure.
+            preface: what it is to be.
 
         Raises:
             RefusedError: the certificates do not fit, or the destination says no.
@@ -79,7 +80,7 @@ class TlsClient:
         try:
             await retry(secured, secured.do_handshake)
             self.check(secured)
-            await send(secured, m.PREFACE_CONTROL)
+            await send(secured, preface)
             await self._answer(secured)
         except ssl.SSLError as error:
             secured.close()

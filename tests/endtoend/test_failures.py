@@ -234,12 +234,14 @@ def test_strangers_do_not_disturb_the_destination(lab: Lab) -> None:
         b"\x16\x03\x01\x02\x00\x01\x00\x01",
         b"GET / HTTP/1.0\r\n\r\n",
         b"MIGRATE\x01" + b"\xff" * 64,
+        b"MIGRATE\x03" + b"\x00\x10\x00\x01",
     ]
     strangers = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
     for number, stranger in enumerate(strangers[:32]):
         stranger.sendall(first_bytes[number % len(first_bytes)])
     destination.wait_event("warning", lambda event: "QEMU" in event["message"])
     destination.wait_event("warning", lambda event: "TLS" in event["message"])
+    destination.wait_event("warning", lambda event: "a piece of 1048577 bytes" in event["message"])
     for stranger in strangers:
         stranger.close()
     guest = lab.start_guest("--rate=100")

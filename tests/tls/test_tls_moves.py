@@ -123,3 +123,28 @@ def test_without_certificate_there_is_nothing_to_add_to(lab: Lab, pki: Pki, opti
     destination = lab.run("migrate-dst", "--listen=127.0.0.1:0", "--ram=/x", f"{option}={pki.token}")
     assert destination.wait() == 2
     assert "--tls-dir" in destination.story()
+
+
+def test_a_link_is_measured_over_tls(lab: Lab, pki: Pki, tmp_path: Path) -> None:
+    """By who may move a guest over it, and by nobody else."""
+    ram = tmp_path / "some.ram"
+    ram.write_bytes(bytes(1 << 20))
+    token, pinned = f"--token-file={pki.token}", f"--tls-fingerprint={pki.server_fingerprint}"
+    destination = lab.start_destination(f"--tls-dir={pki.good}", token)
+    to = f"--to=127.0.0.1:{port_of(destination)}"
+
+    def plan(*options: str) -> Program:
+        return lab.run("migrate-src", "plan", f"--ram={ram}", to, "--duration=1", *options)
+
+    measured = plan(token, pinned)
+    assert measured.wait() == 0, measured.story()
+    [planned] = measured.wait_event("plan")["predictions"]
+    assert planned["bandwidth"] > 1 << 20 and 0 < planned["round-trip"] < 1
+    unknown = plan(pinned, f"--tls-dir={pki.good}")
+    assert unknown.wait() == 3, unknown.story()
+    assert "token" in unknown.wait_event("error")["message"]
+    plain = plan()
+    assert plain.wait() in (3, 4), plain.story()  # 4: the reset that follows has overtaken the answer
+    destination.wait_event("warning", lambda event: "over TLS only" in event["message"])
+    assert not destination.found("migration")
+    destination.kill()
