@@ -267,7 +267,7 @@ async def test_a_lane_belongs_to_who_began_the_migration(start: Start, pki: Pki,
     pki.ca.sign(other, "client", "host-z")
     source = SourceConfig(to=Address("127.0.0.1", 1), ram=(RamSpec("x", Path("x")),), tls_dir=pki.good)
     async with start(keepalive_timeout=PATIENCE) as destination:
-        control = await TlsClient(source).greet(await connection(destination))
+        control = await TlsClient(source).greet(await connection(destination), m.PREFACE_CONTROL)
         with control:
             await send(control, m.encode_frame(hello()))
             accept = await receive_frame(control, 1 << 10)
