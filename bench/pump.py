@@ -4,6 +4,11 @@ Two processes with the socket settings of a lane: one sends the same mebibyte ag
 receives into a buffer of a mebibyte. What a migration is measured against, in the same run, since the
 machine's speed changes from minute to minute. `iperf3`, where installed, is a second opinion.
 
+The RAM pump is the same with RAM at both ends: each mebibyte is read from one memory file before it is sent,
+written into another when it has come, and read back there (proof level `ram`). It has no records, digests,
+checksums or caches: what a program that keeps the rules of the data path (a page is copied out of RAM before
+it is looked at, nothing unchecked is written into RAM, what was written is read back) can reach at most.
+
     python -m bench.pump [--gib 2] [--runs 5]
 """
 
@@ -11,12 +16,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import socket
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import repeat
 from pathlib import Path
 
 from migrate.daemon.sockets import tune_lane
@@ -30,9 +39,33 @@ ROOT = Path(__file__).resolve().parent.parent
 def pump_rate(gib: float) -> float:
     """GB/s (10**9 bytes) of moving that many GiB, from the first byte out to the receiver's word."""
     pieces = max(1, round(gib * GIB / PIECE))
+    return rate_of(pieces, repeat(bytes(range(256)) * (PIECE // 256), pieces), [])
+
+
+def ram_pump_rate(source: Path, destination: Path) -> float:
+    """GB/s of moving a RAM file of whole mebibytes into another that has its pages in memory."""
+    with source.open("rb", buffering=0) as file:
+        pieces = os.fstat(file.fileno()).st_size // PIECE
+        return rate_of(pieces, _ram_pieces(file.fileno(), pieces), ["--into", str(destination)])
+
+
+def _ram_pieces(fd: int, pieces: int) -> Iterator[bytearray]:
+    buffer = bytearray(PIECE)
+    for index in range(pieces):
+        if os.preadv(fd, [buffer], index * PIECE) != PIECE:
+            raise RuntimeError(f"the RAM file ended at mebibyte {index}")
+        yield buffer
+
+
+def rate_of(pieces: int, content: Iterator[bytes | bytearray], options: list[str]) -> float:
+    """GB/s of `content`, which is that many pieces, into a receiver with `options`.
+
+    Raises:
+        RuntimeError: something else arrived.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         receiver = subprocess.Popen(
-            [sys.executable, "-m", "bench.pump", "--receive", str(listener.fileno())],
+            [sys.executable, "-m", "bench.pump", "--receive", str(listener.fileno()), *options],
             pass_fds=(listener.fileno(),),
             cwd=ROOT,
         )
@@ -41,7 +74,9 @@ def pump_rate(gib: float) -> float:
                 tune_lane(sock, sends=True)
                 sock.recv(1)  # the receiver is ready: its start is not measured
                 begin = time.perf_counter()
-                _send(sock, pieces)
+                for piece in content:
+                    sock.sendall(piece)
+                sock.shutdown(socket.SHUT_WR)
                 received = int(sock.recv(32) or b"0")
                 seconds = time.perf_counter() - begin
         finally:
@@ -83,21 +118,17 @@ def iperf3_rate(gib: float) -> float | None:
     return float(json.loads(client.stdout)["end"]["sum_received"]["bits_per_second"]) / 8e9
 
 
-def _send(sock: socket.socket, pieces: int) -> None:
-    piece = bytes(range(256)) * (PIECE // 256)
-    for _ in range(pieces):
-        sock.sendall(piece)
-    sock.shutdown(socket.SHUT_WR)
-
-
-def _receive(listener: socket.socket) -> None:
-    """Take one connection's bytes and answer with their number."""
+def _receive(listener: socket.socket, into: Path | None) -> None:
+    """Take one connection's bytes, into a file if one is named, and answer with their number."""
     sock, _ = listener.accept()
-    with sock:
+    with sock, into.open("r+b", buffering=0) if into else nullcontext() as file:
         tune_lane(sock, sends=False)
         buffer, received = bytearray(PIECE), 0
         sock.sendall(b"r")
         while count := sock.recv_into(buffer, PIECE, socket.MSG_WAITALL):
+            if file is not None:
+                os.pwritev(file.fileno(), [memoryview(buffer)[:count]], received)
+                os.preadv(file.fileno(), [memoryview(buffer)[:count]], received)
             received += count
         sock.sendall(str(received).encode())
 
@@ -110,10 +141,11 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=5, help="runs of each (default: %(default)s)")
     parser.add_argument("--receive", type=int, metavar="FD", help=argparse.SUPPRESS)
+    parser.add_argument("--into", type=Path, metavar="FILE", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.receive is not None:
         with socket.socket(fileno=arguments.receive) as listener:
-            _receive(listener)
+            _receive(listener, arguments.into)
         return
     pump, iperf3 = [], []
     for _ in range(arguments.runs):
