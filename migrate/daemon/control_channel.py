@@ -19,7 +19,8 @@ from migrate.daemon.tls import PeerIdentity
 from migrate.daemon.tls_client import TlsClient
 from migrate.daemon.tls_transport import TlsTransport
 from migrate.errors import ProtocolError
-from migrate.protocol.messages import MAX_STATE_BYTES, PREFACE_CONTROL, FrameReader, encode_frame
+from migrate.protocol.frames import PREFACE_CONTROL, FrameReader, encode_frame
+from migrate.protocol.messages import MAX_STATE_BYTES
 from migrate.protocol.schema import Message
 
 MAX_BACKLOG_BYTES = MAX_STATE_BYTES + (64 << 20)

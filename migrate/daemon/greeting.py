@@ -28,8 +28,8 @@ from migrate.daemon.tls_refusals import ALERT_PROTOCOL_VERSION, tls_text
 from migrate.daemon.tls_server import TlsServer
 from migrate.daemon.tls_transport import TlsTransport
 from migrate.errors import ProtocolError
+from migrate.protocol import frames, qemu_wire
 from migrate.protocol import messages as m
-from migrate.protocol import qemu_wire
 from migrate.protocol.qemu_multifd import OPENING_BYTES, Opening, decode_opening
 from migrate.protocol.schema import Message
 
@@ -126,16 +126,16 @@ class Greeting:
         self._identity = PeerIdentity.of(secured)
 
     async def _tell_apart(self) -> None:
-        preface = await receive(self._sock, m.PREFACE_BYTES)
-        if preface == m.PREFACE_LANE:
+        preface = await receive(self._sock, frames.PREFACE_BYTES)
+        if preface == frames.PREFACE_LANE:
             await self._greet_lane()
-        elif preface in (m.PREFACE_CONTROL, m.PREFACE_PROBE):
+        elif preface in (frames.PREFACE_CONTROL, frames.PREFACE_PROBE):
             reject = await self._refusal()
             if reject is not None:
-                await send(self._sock, m.encode_frame(reject))
+                await send(self._sock, frames.encode_frame(reject))
                 await linger(self._sock)
                 raise ProtocolError(reject.reason)
-            if preface == m.PREFACE_CONTROL:
+            if preface == frames.PREFACE_CONTROL:
                 await self._greet_control()
             else:
                 await self._greet_probe()

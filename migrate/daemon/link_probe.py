@@ -24,6 +24,7 @@ from migrate.daemon.nonblocking import connect, send
 from migrate.daemon.sockets import shut_down, smoothed_round_trip, tune_lane
 from migrate.daemon.tls_client import TlsClient
 from migrate.errors import NetworkError, ProtocolError
+from migrate.protocol import frames
 from migrate.protocol import messages as m
 from migrate.protocol.plan import PlannedLink
 from migrate.protocol.source_link import rejected
@@ -50,9 +51,9 @@ async def measure_link(to: Address, tls: TlsClient | None) -> PlannedLink:
             sock = await connect(to)
             round_trip = smoothed_round_trip(sock)
             if tls is not None:
-                sock = await tls.greet(sock, m.PREFACE_PROBE)
+                sock = await tls.greet(sock, frames.PREFACE_PROBE)
             else:
-                await send(sock, m.PREFACE_PROBE)
+                await send(sock, frames.PREFACE_PROBE)
         return await _in_thread(sock, lambda: _measure(sock, round_trip))
     except (OSError, EOFError) as error:
         raise NetworkError(
@@ -77,13 +78,13 @@ def _measure(sock: socket.socket, round_trip: float) -> PlannedLink:
 
 def _answer(sock: socket.socket) -> int:
     """How much was read. Raises RefusedError, ProtocolError, EOFError, OSError."""
-    head = _receive(sock, m.PREFACE_BYTES)
-    if head == m.PREFACE_PROBE:
+    head = _receive(sock, frames.PREFACE_BYTES)
+    if head == frames.PREFACE_PROBE:
         return int.from_bytes(_receive(sock, _COUNT_BYTES), "big")
-    frames = m.FrameReader()
-    said = list(frames.feed(head))
+    reader = frames.FrameReader()
+    said = list(reader.feed(head))
     while not said:
-        said += frames.feed(_receive(sock, 1))
+        said += reader.feed(_receive(sock, 1))
     if isinstance(said[0], m.Reject):
         raise rejected(said[0])
     raise ProtocolError(f"the destination answers with {said[0].TYPE}, not with a number")
@@ -112,7 +113,7 @@ def _take(sock: socket.socket) -> None:
             break
         _fill(sock, buffer[:length])
         total += length
-    sock.sendall(m.PREFACE_PROBE + total.to_bytes(_COUNT_BYTES, "big"))
+    sock.sendall(frames.PREFACE_PROBE + total.to_bytes(_COUNT_BYTES, "big"))
 
 
 def _receive(sock: socket.socket, count: int) -> bytes:

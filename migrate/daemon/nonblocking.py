@@ -17,7 +17,7 @@ from typing import TypeVar
 from migrate.config import Address
 from migrate.daemon.sockets import shut_down_writing
 from migrate.errors import ProtocolError
-from migrate.protocol import messages as m
+from migrate.protocol import frames
 from migrate.protocol.schema import Message
 
 T = TypeVar("T")
@@ -101,11 +101,11 @@ async def receive(sock: socket.socket, count: int) -> bytes:
 
 async def receive_frame(sock: socket.socket, most_bytes: int) -> Message:
     """One control message of at most that many bytes of payload. Raises ProtocolError, EOFError, OSError."""
-    header = await receive(sock, m.FRAME_HEADER_BYTES)
+    header = await receive(sock, frames.HEADER_BYTES)
     length = int.from_bytes(header[:4], "big")
     if length > most_bytes:
         raise ProtocolError(f"the connection begins with a frame of {length} bytes")
-    [message] = m.FrameReader().feed(header + await receive(sock, length))
+    [message] = frames.FrameReader().feed(header + await receive(sock, length))
     return message
 
 

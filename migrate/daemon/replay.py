@@ -23,8 +23,8 @@ from typing import TypeVar
 from migrate.config import Address
 from migrate.daemon.sockets import shut_down, tune_lane
 from migrate.errors import MigrateError, NetworkError, ProtocolError, RamError, RefusedError, StreamError
+from migrate.protocol import frames, qemu_wire
 from migrate.protocol import messages as m
-from migrate.protocol import qemu_wire
 from migrate.protocol.bandwidth import TokenBucket
 from migrate.protocol.schema import MAX_MESSAGE_BYTES, Message
 
@@ -63,7 +63,7 @@ class Replay:
             RefusedError: the destination did not take it, or it cannot be told again.
             MigrateError: a file cannot be read, the connection broke, the destination failed.
         """
-        if m.PREFACE_CONTROL in self._paths:
+        if frames.PREFACE_CONTROL in self._paths:
             return self._native()
         mains = self._paths.get(qemu_wire.MAGIC, [])
         if len(mains) != 1:
@@ -109,14 +109,14 @@ class Replay:
     # --- a native one ------------------------------------------------------------------------------------
 
     def _native(self) -> str:
-        controls = self._paths[m.PREFACE_CONTROL]
+        controls = self._paths[frames.PREFACE_CONTROL]
         if len(controls) != 1:
             raise RefusedError(f"{len(controls)} control connections: the migration broke off on the way")
         said = [each for each in _messages(controls[0]) if not isinstance(each, _NOTHING_TO_SAY)]
         hello = said[0]
         if not isinstance(hello, m.Hello):
             raise StreamError("hello", 0, f"a control connection begins with {hello.TYPE}")
-        openings = [_opening(path) for path in self._paths.get(m.PREFACE_LANE, [])]
+        openings = [_opening(path) for path in self._paths.get(frames.PREFACE_LANE, [])]
         lanes = sorted(opening.lane for opening, _, _ in openings)
         if lanes != list(range(len(lanes))) or any(
             isinstance(each, m.LaneBroken | m.Resumed) for each in said
@@ -127,12 +127,14 @@ class Replay:
         with ExitStack() as stack:
             talk = _Talk(self._connect(stack))
             stack.callback(talk.close)
-            talk.send(m.PREFACE_CONTROL, hello)
+            talk.send(frames.PREFACE_CONTROL, hello)
             accept = talk.wait(m.Accept)
             threads = []
             for opening, path, offset in openings:
                 sock = self._connect(stack)
-                sock.sendall(m.PREFACE_LANE + m.encode_frame(replace(opening, secret=accept.secret)))
+                sock.sendall(
+                    frames.PREFACE_LANE + frames.encode_frame(replace(opening, secret=accept.secret))
+                )
                 threads.append(_Sending(self._lane_sender(sock, path, offset)))
             for message in said[1:]:
                 if isinstance(message, m.StateBlob | m.Prepare):
@@ -219,7 +221,7 @@ class _Talk:
         """Raises NetworkError."""
         try:
             with self._lock:
-                self._socket.sendall(before + m.encode_frame(message))
+                self._socket.sendall(before + frames.encode_frame(message))
         except OSError as error:
             raise NetworkError(f"the control connection broke: {error.strerror or error}") from error
 
@@ -255,7 +257,7 @@ class _Talk:
         self._thread.join()
 
     def _read(self) -> None:
-        reader = m.FrameReader()
+        reader = frames.FrameReader()
         try:
             while data := self._socket.recv(PIECE):
                 for message in reader.feed(data):
@@ -285,7 +287,7 @@ class _Talk:
 def _kind(path: Path) -> bytes:
     """The beginning that tells what a recorded connection is. Raises RamError, StreamError."""
     head = _read_bytes(path, _HEAD_BYTES)
-    for kind in (m.PREFACE_CONTROL, m.PREFACE_LANE, qemu_wire.MAGIC, qemu_wire.MULTIFD_MAGIC):
+    for kind in (frames.PREFACE_CONTROL, frames.PREFACE_LANE, qemu_wire.MAGIC, qemu_wire.MULTIFD_MAGIC):
         if head.startswith(kind):
             return kind
     raise StreamError("magic", 0, f"{path} is nothing that a source says")
@@ -293,8 +295,8 @@ def _kind(path: Path) -> bytes:
 
 def _messages(path: Path) -> list[Message]:
     """All of a control connection. Raises ProtocolError, RamError."""
-    data = _read_bytes(path, MOST_CONTROL_BYTES)[len(m.PREFACE_CONTROL) :]
-    said = list(m.FrameReader().feed(data))
+    data = _read_bytes(path, MOST_CONTROL_BYTES)[len(frames.PREFACE_CONTROL) :]
+    said = list(frames.FrameReader().feed(data))
     if not said:
         raise StreamError("truncated", len(data), f"{path} has no whole message")
     return said
@@ -302,10 +304,10 @@ def _messages(path: Path) -> list[Message]:
 
 def _opening(path: Path) -> tuple[m.LaneOpen, Path, int]:
     """What a lane says first, and where its batches begin. Raises ProtocolError, RamError."""
-    head = len(m.PREFACE_LANE) + m.FRAME_HEADER_BYTES
+    head = len(frames.PREFACE_LANE) + frames.HEADER_BYTES
     data = _read_bytes(path, head + MAX_MESSAGE_BYTES)
-    end = head + int.from_bytes(data[len(m.PREFACE_LANE) :][:4], "big")
-    found = list(m.FrameReader().feed(data[len(m.PREFACE_LANE) : end]))
+    end = head + int.from_bytes(data[len(frames.PREFACE_LANE) :][:4], "big")
+    found = list(frames.FrameReader().feed(data[len(frames.PREFACE_LANE) : end]))
     if len(found) != 1 or not isinstance(found[0], m.LaneOpen):
         raise ProtocolError(f"{path} does not open a lane")
     return found[0], path, end

@@ -24,7 +24,7 @@ from migrate.daemon.tls_client import TlsClient
 from migrate.daemon.uninterrupted import uninterrupted
 from migrate.errors import MigrateError, as_error
 from migrate.protocol import actions as a
-from migrate.protocol import messages as m
+from migrate.protocol import frames
 from migrate.protocol.bandwidth import TokenBucket
 from migrate.protocol.schema import Message
 from migrate.protocol.source import SourceMachine
@@ -349,7 +349,7 @@ class SourceDaemon:
         sender = LaneSender(
             self._machine.link.lanes[action.lane].lane,
             self._channel.address,
-            m.PREFACE_LANE + m.encode_frame(action.opening),
+            frames.PREFACE_LANE + frames.encode_frame(action.opening),
             self._bucket,
             len(self._machine.link.lanes),
             self._config.keepalive_timeout,

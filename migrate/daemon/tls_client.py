@@ -13,6 +13,7 @@ from migrate.daemon.nonblocking import receive_frame, retry, send
 from migrate.daemon.tls import CLIENT, Token, certificate_files, make_context
 from migrate.daemon.tls_refusals import handshake_error
 from migrate.errors import ProtocolError, RefusedError
+from migrate.protocol import frames
 from migrate.protocol import messages as m
 from migrate.protocol.source_link import rejected
 from migrate.protocol.token import token_proof
@@ -107,4 +108,4 @@ class TlsClient:
         nonce = os.urandom(32)
         certificate = sock.getpeercert(binary_form=True) or b""
         proof = token_proof(self._token.secret, certificate, welcome.nonce, nonce)
-        await send(sock, m.encode_frame(m.TokenProof(nonce, proof)))
+        await send(sock, frames.encode_frame(m.TokenProof(nonce, proof)))

@@ -10,6 +10,7 @@ from migrate.config import DestinationConfig
 from migrate.daemon.nonblocking import receive_frame, send
 from migrate.daemon.tls import SERVER, PeerIdentity, Token, certificate_files, make_context, read_certificate
 from migrate.errors import ProtocolError
+from migrate.protocol import frames
 from migrate.protocol import messages as m
 from migrate.protocol.token import token_proved
 
@@ -49,7 +50,7 @@ class TlsServer:
         Returns why it is not let in. Raises ProtocolError, EOFError, OSError.
         """
         nonce = os.urandom(32)
-        await send(sock, m.encode_frame(m.Welcome(nonce, token=self._token is not None)))
+        await send(sock, frames.encode_frame(m.Welcome(nonce, token=self._token is not None)))
         if self._token is None:
             return None
         answer = await receive_frame(sock, MAX_PROOF_BYTES)

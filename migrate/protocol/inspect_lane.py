@@ -19,7 +19,8 @@ from migrate.protocol.batch import (
     decode_resize,
     unpack_body,
 )
-from migrate.protocol.messages import FRAME_HEADER_BYTES, PREFACE_LANE
+from migrate.protocol.frames import HEADER_BYTES as FRAME_HEADER_BYTES
+from migrate.protocol.frames import PREFACE_LANE
 from migrate.protocol.qemu_ram import ROW_BYTES, ROWS, QemuRam
 from migrate.protocol.qemu_wire import StreamBlock
 from migrate.protocol.record_listing import PageRecord, listed_records

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from migrate.errors import RefusedError, StreamError, UsageError
 from migrate.protocol import batch, qemu_wire
+from migrate.protocol.frames import PREFACE_CONTROL, PREFACE_LANE
 from migrate.protocol.inspect_lane import LaneInspector
 from migrate.protocol.inspect_qemu import QemuInspector
-from migrate.protocol.messages import PREFACE_CONTROL, PREFACE_LANE
 from migrate.protocol.record_listing import PageRecord
 
 

@@ -1,7 +1,4 @@
-"""The control connection: its opening, its framing and every message on it.
-
-connection = "MIGRATE" u8 (1 control, 2 lane), then frames; a lane carries one, lane-open, and then batches
-frame      = be32 length, be32 CRC-32C of the payload, payload (msgpack, see schema.py; at most 1 MiB)
+"""Every message on the control connection, and when it is said (how it is framed: frames.py).
 
 source                                        destination
                             ←──────────────── welcome (over TLS only; see token.py)
@@ -33,16 +30,11 @@ ping ⇄ pong, cancel, failed: either side, at any time
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from migrate import kernel
 from migrate.config import MOST_LANES
-from migrate.errors import ProtocolError
 from migrate.protocol.schema import (
-    MAX_MESSAGE_BYTES,
     U8,
     U16,
     U32,
@@ -53,17 +45,10 @@ from migrate.protocol.schema import (
     Range,
     Secret,
     Text,
-    decode,
-    encode,
     message,
 )
 
 PROTOCOL_VERSION = 1
-PREFACE_CONTROL = b"MIGRATE\x01"
-PREFACE_LANE = b"MIGRATE\x02"
-PREFACE_PROBE = b"MIGRATE\x03"
-PREFACE_BYTES = 8
-FRAME_HEADER_BYTES = 8
 MAX_BLOCKS = 64
 MAX_LANES = MOST_LANES
 MAX_BLOB_BYTES = 64 << 20
@@ -71,7 +56,6 @@ MAX_BLOBS = 64
 MAX_STATE_BYTES = 256 << 20
 CHUNK_BYTES = 512 << 10
 
-_FRAME = struct.Struct(">II")
 Sum = Annotated[bytes, Range(16, 16)]
 Word = Annotated[str, Range(1, 32)]
 PageSize = Annotated[int, Range(1024, 65536)]
@@ -429,46 +413,3 @@ class Failed(Message):
 
     exit_code: U8
     reason: Text
-
-
-def encode_frame(value: Message) -> bytes:
-    """A message as it goes over the wire."""
-    payload = encode(value)
-    return _FRAME.pack(len(payload), kernel.crc32c(payload)) + payload
-
-
-class FrameReader:
-    """Turns received bytes into messages; holds at most one frame's worth beyond what was fed.
-
-    After the first error it is finished: every later call raises the same error.
-    """
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._error: ProtocolError | None = None
-
-    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[Message]:
-        """Messages completed by these bytes, in order; a generator, so that what came before an error counts.
-
-        Raises:
-            ProtocolError: too long, damaged, or not a message.
-        """
-        if self._error is not None:
-            raise self._error
-        self._buffer += data
-        try:
-            while len(self._buffer) >= FRAME_HEADER_BYTES:
-                length, crc = _FRAME.unpack_from(self._buffer)
-                if length > MAX_MESSAGE_BYTES:
-                    raise ProtocolError(f"a control message announces {length} bytes")
-                end = FRAME_HEADER_BYTES + length
-                if len(self._buffer) < end:
-                    return
-                payload = bytes(self._buffer[FRAME_HEADER_BYTES:end])
-                if kernel.crc32c(payload) != crc:
-                    raise ProtocolError("a control message was damaged on the way: its CRC is wrong")
-                del self._buffer[:end]
-                yield decode(payload)
-        except ProtocolError as error:
-            self._error = error
-            raise

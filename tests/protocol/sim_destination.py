@@ -15,6 +15,7 @@ from sim_network import Connection
 from migrate import kernel
 from migrate.errors import GuestError, JournalError, MigrateError, ProtocolError
 from migrate.protocol import actions as a
+from migrate.protocol import frames
 from migrate.protocol import messages as m
 from migrate.protocol.destination import DestinationMachine
 from migrate.protocol.destination_states import DestinationState
@@ -50,7 +51,7 @@ class DestinationShell:
         self.error: MigrateError | None = None
         self.reports: list[a.Report] = []
         self._greeting: list[Connection] = []
-        self._readers: dict[Connection, m.FrameReader] = {}
+        self._readers: dict[Connection, frames.FrameReader] = {}
         self._lanes: dict[tuple[int, int], Connection] = {}
         self._receivers: dict[int, Receiver] = {}
         self._write_ends = 0.0
@@ -123,12 +124,12 @@ class DestinationShell:
     def _greet(self, connection: Connection) -> None:
         self._greeting.remove(connection)
         arrived = connection.up.arrived
-        preface = bytes(arrived[: m.PREFACE_BYTES])
-        del arrived[: m.PREFACE_BYTES]
+        preface = bytes(arrived[: frames.PREFACE_BYTES])
+        del arrived[: frames.PREFACE_BYTES]
         try:
-            if preface == m.PREFACE_CONTROL:
-                self._readers[connection] = m.FrameReader()
-            elif preface == m.PREFACE_LANE:
+            if preface == frames.PREFACE_CONTROL:
+                self._readers[connection] = frames.FrameReader()
+            elif preface == frames.PREFACE_LANE:
                 self._take_lane(connection)
             else:
                 raise ProtocolError("this is no migration")
@@ -137,10 +138,10 @@ class DestinationShell:
 
     def _take_lane(self, connection: Connection) -> None:
         arrived = connection.up.arrived
-        length = m.FRAME_HEADER_BYTES + int.from_bytes(arrived[:4], "big")
+        length = frames.HEADER_BYTES + int.from_bytes(arrived[:4], "big")
         frame = bytes(arrived[:length])
         del arrived[:length]
-        messages = list(m.FrameReader().feed(frame))
+        messages = list(frames.FrameReader().feed(frame))
         if self.machine is None or len(messages) != 1 or not isinstance(messages[0], m.LaneOpen):
             raise ProtocolError("a lane came that nobody waits for")
         opening = messages[0]
@@ -194,7 +195,7 @@ class DestinationShell:
                 self.perform()
         if reject is not None:
             with suppress(ConnectionError):
-                connection.write("destination", m.encode_frame(reject))
+                connection.write("destination", frames.encode_frame(reject))
             self._hang_up(connection)
 
     def _question_came(self, connection: Connection, question: m.Question) -> None:
@@ -224,7 +225,7 @@ class DestinationShell:
 
     def _say(self, connection: Connection, message: Message) -> None:
         with suppress(ConnectionError):
-            connection.write("destination", m.encode_frame(message))
+            connection.write("destination", frames.encode_frame(message))
 
     def _begin(self, connection: Connection, hello: m.Hello) -> m.Reject | None:
         blocks: dict[str, int | None] = {block.name: None for block in hello.blocks}
@@ -266,7 +267,7 @@ class DestinationShell:
             case a.Send():
                 if self.control is not None:
                     with suppress(ConnectionError):  # noticed by reading
-                        self.control.write("destination", m.encode_frame(action.message))
+                        self.control.write("destination", frames.encode_frame(action.message))
             case a.Disconnect():
                 self._disconnect()
             case a.RunLane():
@@ -383,12 +384,12 @@ def _has_greeted(connection: Connection) -> bool:
     arrived = connection.up.arrived
     if connection.is_cut or (connection.up.ended and not connection.up.in_flight):
         return True
-    if len(arrived) < m.PREFACE_BYTES:
+    if len(arrived) < frames.PREFACE_BYTES:
         return False
-    if bytes(arrived[: m.PREFACE_BYTES]) != m.PREFACE_LANE:
+    if bytes(arrived[: frames.PREFACE_BYTES]) != frames.PREFACE_LANE:
         return True
-    head = m.PREFACE_BYTES + m.FRAME_HEADER_BYTES
+    head = frames.PREFACE_BYTES + frames.HEADER_BYTES
     if len(arrived) < head:
         return False
-    length = int.from_bytes(arrived[m.PREFACE_BYTES : m.PREFACE_BYTES + 4], "big")
+    length = int.from_bytes(arrived[frames.PREFACE_BYTES : frames.PREFACE_BYTES + 4], "big")
     return length > 512 or len(arrived) >= head + length

@@ -15,6 +15,7 @@ from sim_network import Connection
 from migrate import kernel
 from migrate.errors import GuestError, JournalError, MigrateError, VerifyError
 from migrate.protocol import actions as a
+from migrate.protocol import frames
 from migrate.protocol import messages as m
 from migrate.protocol.journal_record import Step
 from migrate.protocol.schema import Message
@@ -53,7 +54,7 @@ class SourceShell:
         self.error: MigrateError | None = None
         self.reports: list[a.Report] = []
         self._reading: Connection | None = None
-        self._reader = m.FrameReader()
+        self._reader = frames.FrameReader()
         self._senders: dict[int, Sender] = {}
         self._guest_work: deque[tuple[_Step, float]] = deque()
         self._guest_busy = False
@@ -148,7 +149,7 @@ class SourceShell:
                 self._disconnect()
             case a.OpenLane():
                 lane = machine.link.lanes[action.lane].lane
-                opening = m.PREFACE_LANE + m.encode_frame(action.opening)
+                opening = frames.PREFACE_LANE + frames.encode_frame(action.opening)
                 assert action.lane not in self._senders, "a lane with two threads"
                 self._senders[action.lane] = Sender(self, lane, opening)
             case a.StopLane():
@@ -212,7 +213,7 @@ class SourceShell:
             self.world.commit_sent = True
         if self.control is not None:
             with suppress(ConnectionError):  # noticed by reading
-                self.control.write("source", m.encode_frame(message))
+                self.control.write("source", frames.encode_frame(message))
 
     def _connect(self) -> None:
         if self.finished:
@@ -223,8 +224,8 @@ class SourceShell:
             self.input(self.machine.connection_lost, str(error))
             return
         self._reading = self.control
-        self._reader = m.FrameReader()
-        self.control.write("source", m.PREFACE_CONTROL)
+        self._reader = frames.FrameReader()
+        self.control.write("source", frames.PREFACE_CONTROL)
         self.input(self.machine.connected)
 
     def _disconnect(self) -> None:

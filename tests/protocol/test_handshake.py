@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from message_values import messages
 from protocol_support import PAGE, make_hello
 
+from migrate.protocol import frames
 from migrate.protocol import messages as m
 from migrate.protocol.handshake import (
     CACHE_INDEX_BYTES,
@@ -139,7 +140,7 @@ def test_any_hello(hello: m.Hello, free: int, cache_limit: int, lane_limit: int)
     found = negotiate(hello, offer)
     if isinstance(found, m.Reject):
         assert found.reason and found.option and found.side in ("source", "destination")
-        assert list(m.FrameReader().feed(m.encode_frame(found))) == [found]
+        assert list(frames.FrameReader().feed(frames.encode_frame(found))) == [found]
         return
     assert found.cache_bytes <= min(hello.cache_bytes, cache_limit)
     assert 1 <= found.lanes <= min(hello.lanes, lane_limit)

@@ -14,7 +14,7 @@ from message_values import MESSAGE_TYPES, example
 
 from migrate.errors import ProtocolError
 from migrate.kernel.results import STAGE_BULK
-from migrate.protocol import messages as m
+from migrate.protocol import frames
 from migrate.protocol.batch import HEADER_BYTES, Codec
 from tests.soak.tally import Tally
 
@@ -68,12 +68,12 @@ def _flip_batches(pair: LanePair, rng: random.Random, count: int, tally: Tally) 
 
 def _flip_frames(rng: random.Random, count: int, tally: Tally) -> None:
     for _ in range(count):
-        frame = bytearray(m.encode_frame(example(rng.choice(MESSAGE_TYPES))))
+        frame = bytearray(frames.encode_frame(example(rng.choice(MESSAGE_TYPES))))
         bit = rng.randrange(8 * len(frame))
         frame[bit // 8] ^= 1 << bit % 8
         tally.done += 1
         try:
-            taken = list(m.FrameReader().feed(frame))
+            taken = list(frames.FrameReader().feed(frame))
         except ProtocolError:
             tally.facts["found in a frame"] += 1
             continue

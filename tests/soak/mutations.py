@@ -19,7 +19,7 @@ from message_values import MESSAGE_TYPES, example
 from migrate import kernel
 from migrate.errors import ProtocolError
 from migrate.kernel.results import STAGE_BULK, STAGE_ROUND
-from migrate.protocol import messages as m
+from migrate.protocol import frames
 from migrate.protocol.batch import HEADER_BYTES
 from migrate.protocol.qmp import RequestReader
 from migrate.protocol.schema import encode
@@ -99,7 +99,7 @@ def _changed(original: bytes, rng: random.Random) -> bytearray:
 
 def _message(payload: bytearray) -> None:
     frame = len(payload).to_bytes(4, "big") + kernel.crc32c(payload).to_bytes(4, "big") + payload
-    list(m.FrameReader().feed(frame))
+    list(frames.FrameReader().feed(frame))
 
 
 def _request(line: bytearray) -> None:

@@ -17,6 +17,7 @@ from migrate.config import Address, DestinationConfig, RamSpec, SourceConfig
 from migrate.daemon.destination import DestinationDaemon
 from migrate.daemon.nonblocking import receive, receive_frame, send
 from migrate.daemon.tls_client import TlsClient
+from migrate.protocol import frames
 from migrate.protocol import messages as m
 from migrate.protocol.stats import MigrationStats
 from migrate.protocol.token import token_proof, token_proved
@@ -180,7 +181,7 @@ async def test_half_open_connections_leave_room_for_others(start: Start, pki: Pk
                 await send(stranger, hello)
         await destination.warned(TOO_LONG, times=32)
         with await secured(destination, pki) as sock:
-            await send(sock, m.PREFACE_CONTROL)
+            await send(sock, frames.PREFACE_CONTROL)
             assert isinstance(await receive_frame(sock, 1 << 10), m.Welcome)
         for stranger in strangers:
             stranger.close()
@@ -191,15 +192,15 @@ async def test_half_open_connections_leave_room_for_others(start: Start, pki: Pk
     [
         (b"", TOO_LONG),
         ((1 << 20).to_bytes(4, "big") + bytes(4), "frame of 1048576 bytes"),
-        (m.encode_frame(m.Ping(1)), "instead of a proof"),
-        (m.encode_frame(m.TokenProof(bytes(32), bytes(32))), "token is not"),
+        (frames.encode_frame(m.Ping(1)), "instead of a proof"),
+        (frames.encode_frame(m.TokenProof(bytes(32), bytes(32))), "token is not"),
     ],
     ids=["silent", "huge", "other-message", "guessed"],
 )
 async def test_before_the_token(start: Start, pki: Pki, frame: bytes, warning: str) -> None:
     async with start(token_file=pki.token) as destination:
         with await secured(destination, pki) as sock:
-            await send(sock, m.PREFACE_CONTROL)
+            await send(sock, frames.PREFACE_CONTROL)
             welcome = await receive_frame(sock, 1 << 10)
             assert isinstance(welcome, m.Welcome) and welcome.token
             await send(sock, frame)
@@ -267,13 +268,13 @@ async def test_a_lane_belongs_to_who_began_the_migration(start: Start, pki: Pki,
     pki.ca.sign(other, "client", "host-z")
     source = SourceConfig(to=Address("127.0.0.1", 1), ram=(RamSpec("x", Path("x")),), tls_dir=pki.good)
     async with start(keepalive_timeout=PATIENCE) as destination:
-        control = await TlsClient(source).greet(await connection(destination), m.PREFACE_CONTROL)
+        control = await TlsClient(source).greet(await connection(destination), frames.PREFACE_CONTROL)
         with control:
-            await send(control, m.encode_frame(hello()))
+            await send(control, frames.encode_frame(hello()))
             accept = await receive_frame(control, 1 << 10)
             assert isinstance(accept, m.Accept)
             opening = m.LaneOpen(b"\x07" * 16, 1, 0, 1, accept.secret)
-            greeting = m.PREFACE_LANE + m.encode_frame(opening)
+            greeting = frames.PREFACE_LANE + frames.encode_frame(opening)
             plain = await connection(destination)
             with plain:
                 await send(plain, greeting)
@@ -284,9 +285,9 @@ async def test_a_lane_belongs_to_who_began_the_migration(start: Start, pki: Pki,
                 await cut_off(stranger)
             await destination.warned("somebody else (host-z)")
             with await secured(destination, pki, other) as stranger:
-                await send(stranger, m.PREFACE_CONTROL)
+                await send(stranger, frames.PREFACE_CONTROL)
                 assert isinstance(await receive_frame(stranger, 1 << 10), m.Welcome)
-                await send(stranger, m.encode_frame(hello(2, resume=True)))
+                await send(stranger, frames.encode_frame(hello(2, resume=True)))
                 reject = await receive_frame(stranger, 1 << 10)
                 assert isinstance(reject, m.Reject) and "another source" in reject.reason
             assert destination.daemon.incoming is not None, "the migration goes on"
