@@ -244,6 +244,15 @@ class Lab:
         time.sleep(beat_seconds)
         end_process(pid, signal.SIGTERM)
 
+    @staticmethod
+    def wait_for_file(path: Path) -> None:
+        """Wait until a file exists that another process makes."""
+        end = time.monotonic() + WAIT_SECONDS
+        while not path.exists():
+            if time.monotonic() > end:
+                raise AssertionError(f"{path} was not made within {WAIT_SECONDS:g} s")
+            time.sleep(0.005)
+
     def turn_round(self) -> None:
         """The next move goes the other way: destination and source change their files."""
         self.source_ram, self.destination_ram = self.destination_ram, self.source_ram

@@ -11,6 +11,7 @@ from collections.abc import Coroutine
 
 from migrate.config import Address
 from migrate.daemon.greeting import Admission, Greeting, ListenerEvents
+from migrate.daemon.name_lookup import LOOKUP_SECONDS, look_up
 from migrate.daemon.reporter import Reporter
 from migrate.errors import NetworkError, ProtocolError, UsageError
 
@@ -48,12 +49,9 @@ class Listener:
         Args:
             loopback_only: refuse any other address: UsageError.
         """
-        loop = asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(
-                address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-            family, kind, protocol, _, where = found[0]
+            async with asyncio.timeout(LOOKUP_SECONDS):
+                family, kind, protocol, where = (await look_up(address, socket.AI_PASSIVE))[0]
             if loopback_only and not ipaddress.ip_address(str(where[0]).partition("%")[0]).is_loopback:
                 raise UsageError(
                     f"--listen {address}: without TLS only a loopback address is listened on",
@@ -70,7 +68,9 @@ class Listener:
             await self.close()
             hint = _LISTEN_HINTS.get(error.errno or 0)
             raise NetworkError(
-                f"cannot listen on {address}: {error.strerror}", side="destination", hint=hint
+                f"cannot listen on {address}: {error.strerror or 'the name is not known'}",
+                side="destination",
+                hint=hint,
             ) from error
         self._start(self._accept(sock))
         return Address(address.host, sock.getsockname()[1])

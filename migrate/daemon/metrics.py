@@ -6,6 +6,7 @@ Units are Prometheus' own, bytes and seconds. What a side cannot know (`Migratio
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from migrate.config import Address
+from migrate.daemon.name_lookup import LOOKUP_SECONDS, look_up
 from migrate.daemon.reporter import Reporter
 from migrate.errors import MigrateError, UsageError
 from migrate.protocol.stats import MigrationStats
@@ -121,9 +123,13 @@ async def with_metrics(
             writer.close()
 
     try:
-        server = await asyncio.start_server(answer, address.host, address.port, limit=MOST_HEAD_BYTES)
+        async with asyncio.timeout(LOOKUP_SECONDS):
+            hosts = {str(where[0]) for _, _, _, where in await look_up(address, socket.AI_PASSIVE)}
+        server = await asyncio.start_server(answer, list(hosts), address.port, limit=MOST_HEAD_BYTES)
     except OSError as error:
-        raise UsageError(f"--metrics {address}: {error.strerror or error}") from None
+        raise UsageError(
+            f"--metrics {address}: {error.strerror or error or 'the name is not known'}"
+        ) from None
     async with server:
         host, port = server.sockets[0].getsockname()[:2]
         kept.event("metrics", host=host, port=port)

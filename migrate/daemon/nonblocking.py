@@ -15,6 +15,7 @@ from functools import partial
 from typing import TypeVar
 
 from migrate.config import Address
+from migrate.daemon.name_lookup import look_up
 from migrate.daemon.sockets import shut_down_writing
 from migrate.errors import ProtocolError
 from migrate.protocol import frames
@@ -65,14 +66,10 @@ async def _ready(fd: int, wants_room: bool) -> None:
 
 
 async def connect(to: Address) -> socket.socket:
-    """A connection, to the first address of that name that answers. Raises OSError.
-
-    The name is looked up in a thread: one that hangs where the network is cut can be given up quietly.
-    """
+    """A connection, to the first address of that name that answers. Raises OSError."""
     loop = asyncio.get_running_loop()
-    found = await asyncio.to_thread(socket.getaddrinfo, to.host, to.port, type=socket.SOCK_STREAM)
     problem: OSError | None = None
-    for family, kind, protocol, _, where in found:
+    for family, kind, protocol, where in await look_up(to):
         sock = socket.socket(family, kind, protocol)
         try:
             sock.setblocking(False)
