@@ -21,6 +21,7 @@ from migrate.cli.arguments import (
     whole_number,
 )
 from migrate.cli.program import Program, run_program
+from migrate.cli.standard_streams import hold_standard_streams
 from migrate.config import Address, DestinationConfig, RamSpec
 from migrate.daemon.reporter import Reporter
 from migrate.units import parse_size
@@ -193,6 +194,7 @@ PROGRAM = Program("migrate-dst", "destination", build_parser, make_config, warni
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code. `--help` and `--version` raise SystemExit(0)."""
+    hold_standard_streams()
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments and arguments[0] in JOURNAL_COMMANDS:
         from migrate.cli.journals import run_journal_command  # heavy: the kernel

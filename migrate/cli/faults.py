@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from migrate.cli.arguments import typed, whole_number
 from migrate.cli.choose_reporter import report_usage_error
 from migrate.cli.json_reporter import json_line
+from migrate.cli.standard_streams import hold_standard_streams
 from migrate.cli.toxic_spec import Partition, parse_partition, parse_toxic, toxic_help
 from migrate.config import Address
 from migrate.errors import MigrateError, NetworkError, UsageError
@@ -91,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code. `--help` raises SystemExit(0)."""
+    hold_standard_streams()
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         options = build_parser().parse_args(arguments)

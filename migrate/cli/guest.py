@@ -15,6 +15,7 @@ from pathlib import Path
 
 from migrate.cli.arguments import ArgumentParser, add_output_options, seconds, typed, whole_number
 from migrate.cli.json_reporter import JsonReporter
+from migrate.cli.standard_streams import hold_standard_streams
 from migrate.cli.wording import error_block, printable
 from migrate.config import RamSpec
 from migrate.errors import MigrateError, RefusedError, UsageError
@@ -72,6 +73,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Console script. Returns the exit code; only --help and --version end the process themselves."""
+    hold_standard_streams()
     arguments = sys.argv[1:] if argv is None else list(argv)
     reporter = JsonReporter(_StandardOutput()) if "--json" in arguments else None
     try:

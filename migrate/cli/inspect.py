@@ -21,6 +21,7 @@ from migrate.cli import (
 )
 from migrate.cli.arguments import ArgumentParser
 from migrate.cli.inspect_files import ILLEGAL, UNREADABLE
+from migrate.cli.standard_streams import hold_standard_streams
 from migrate.cli.wording import printable
 from migrate.errors import MigrateError, ReportError, StreamError, VerifyError
 
@@ -84,6 +85,7 @@ def build_parser(command: str) -> ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Console script; returns the exit code."""
+    hold_standard_streams()
     arguments = sys.argv[1:] if argv is None else list(argv)
     command = arguments[0] if arguments and arguments[0] in COMMANDS and arguments[0] else ""
     try:

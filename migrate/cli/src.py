@@ -24,6 +24,7 @@ from migrate.cli.arguments import (
 from migrate.cli.client import CLIENTS, run_client
 from migrate.cli.plan import run_plan
 from migrate.cli.program import Program, run_program
+from migrate.cli.standard_streams import hold_standard_streams
 from migrate.config import Address, RamSpec, SourceConfig
 from migrate.daemon.reporter import Reporter
 from migrate.units import parse_rate, parse_size
@@ -274,6 +275,7 @@ PROGRAM = Program("migrate-src", "source", build_parser, make_config, warnings, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code. `--help` and `--version` raise SystemExit(0)."""
+    hold_standard_streams()
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments and arguments[0] == "plan":
         return run_plan(arguments[1:])
