@@ -88,7 +88,7 @@ class DestinationHandover:
         """The source has decided. False: there is nothing here that it could commit."""
         if self._writing:
             self._owes_answer = True
-        elif self.step is Step.PREPARED:
+        elif self.step is Step.PREPARED and self._same_boot:
             self._write(Step.STARTING)
         elif self.step is Step.RECEIVING:
             return False
@@ -155,9 +155,6 @@ class DestinationHandover:
         """The source asks how far this side is."""
         if self._writing:
             self._owes_answer = True
-        elif self.step is Step.PREPARED and not self._same_boot:
-            self._owes_answer = True
-            self.void("what was prepared has gone: the host or the guest's program was started anew")
         else:
             self._answer()
 
@@ -203,6 +200,9 @@ class DestinationHandover:
         elif self.step is Step.STARTING:
             self._orders.append(Order.SAY_STEP)
             self._look()
+        elif self.step is Step.PREPARED and not self._same_boot:
+            self._owes_answer = True
+            self.void("what was prepared has gone: the host or the guest's program was started anew")
         else:
             self._orders.append(Order.SAY_STEP)
 

@@ -219,6 +219,8 @@ class SourceHandover:
             self._orders.append(Order.FORGET)  # it knew that this side knew
         elif self.step is Step.RESUMED and step in (Step.DECLINED, Step.PREPARED):
             self._orders.append(Order.SETTLE)
+        elif self.step is Step.DONE and step is Step.STARTING:
+            pass  # it could not write `running`, looks again, and says so then
         else:
             self._undecided(f"the journal here says {self.step.value}, there it says {step.value}")
         return True
