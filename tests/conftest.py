@@ -4,6 +4,8 @@
 * `rng` is a `random.Random` whose seed stands in the report of a failure; `MIGRATE_TEST_SEED=…` repeats it.
 * `shm_dir` is a private directory in /dev/shm: RAM files on tmpfs, gone after the test.
 * `lab` has guests and daemons as real processes, none of which outlives the test.
+* `row` is the row of the README's table of failures that `@pytest.mark.failure_row("name")` names; the test
+  must compare it with what happened (failure_table.py).
 * Journals that a test gives no place go to a directory of its own, gone after the run.
 * No test may leave a child process or a file of its own in /dev/shm; processes that outlived their own parent
   are found at the end of the run by a mark in their environment, which also names the test.
@@ -29,6 +31,7 @@ import pytest
 import uvloop
 
 from bench.lab import Lab
+from tests.failure_table import FailureRow, read_table
 
 SHM = Path("/dev/shm")
 SHM_PREFIX = "migrate"
@@ -116,6 +119,17 @@ def lab(shm_dir: Path) -> Iterator[Lab]:
     """Real guests, daemons and sockets on loopback: one block of 16 MiB on tmpfs at both sides."""
     with Lab(shm_dir, shm_dir) as made:
         yield made
+
+
+@pytest.fixture
+def row(request: pytest.FixtureRequest) -> Iterator[FailureRow]:
+    """A row of the README's table of failures; a test that does not compare it fails."""
+    mark = request.node.get_closest_marker("failure_row")
+    assert mark is not None, "a test that takes `row` says which: @pytest.mark.failure_row"
+    found = read_table()[mark.args[0]]
+    failed_before = request.session.testsfailed
+    yield found
+    assert found.compared or request.session.testsfailed > failed_before, "the row was not compared"
 
 
 @pytest.fixture(autouse=True)

@@ -160,6 +160,18 @@ def _lane_reset(fields: Fields, side: str) -> str:
     return text
 
 
+def _begun_anew(fields: Fields, side: str) -> str:
+    del side
+    return (
+        f"the destination was started anew; what its RAM files hold is kept, {_pages(fields, 'pages')} differ"
+    )
+
+
+def _warm(fields: Fields, side: str) -> str:
+    del side
+    return f"the destination's RAM files hold an old copy, of which {_pages(fields, 'pages')} differ"
+
+
 def _waiting(fields: Fields, side: str) -> str:
     del side
     limit = f" for up to {format_duration(number(fields, 'seconds'))}" if "seconds" in fields else ""
@@ -290,6 +302,8 @@ _WORDINGS: dict[str, Callable[[Fields, str], str]] = {
     "throttle": _throttle,
     "throttling": lambda fields, _: f"throttle by {printable(fields.get('means'))}",
     "lane-reset": _lane_reset,
+    "begun-anew": _begun_anew,
+    "warm": _warm,
     "reconnecting": _reconnecting,
     "reconnected": _reconnected,
     "waiting": _waiting,
@@ -310,6 +324,7 @@ TROUBLE = frozenset(
         "outlook",
         "cache-refused",
         "lane-reset",
+        "begun-anew",
         "reconnecting",
         "waiting",
         "resumed",

@@ -11,7 +11,18 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from migrate.daemon.device_state import DeviceState
+from migrate.errors import GuestError
 from migrate.protocol.journal_record import PausedGuest
+
+
+def guest_died(how: str = "") -> GuestError:
+    """The error for it; the same wherever it is noticed."""
+    return GuestError(
+        "the guest died" + (f": {how}" if how else ""),
+        side="source",
+        guest="the guest runs nowhere",
+        hint="start the guest anew here; what has arrived at the destination is no whole guest",
+    )
 
 
 class GuestControl(abc.ABC):

@@ -29,7 +29,8 @@ def start_source_journal(config: SourceConfig, hello: m.Hello, image: RamImage, 
 
     Raises:
         JournalError: it cannot be made.
-        RefusedError: an earlier migration of this RAM left its guest paused, or handed it over.
+        RefusedError: an earlier migration of this RAM left its guest paused, or handed it over; or a journal
+            is damaged, so that this may be so.
     """
     assert config.to is not None
     return _start("source", config.state_dir, hello.migration.hex(), image, str(config.to), embedded)
@@ -46,7 +47,8 @@ def start_destination_journal(
 
     Raises:
         JournalError: it cannot be made.
-        RefusedError: a guest that an earlier migration brought runs on this RAM, or may.
+        RefusedError: a guest that an earlier migration brought runs on this RAM, or may; or a journal is
+            damaged, so that this may be so.
     """
     return _start("destination", config.state_dir, hello.migration.hex(), image, peer, embedded)
 
@@ -58,7 +60,13 @@ def _start(
     ram = _places(image)
     for found in find_journals(directory, side):
         record = found.record
-        if record is None or not _same_files(record.ram, ram):
+        if record is None:
+            raise RefusedError(
+                f"which guest this journal is about, and whose that is, is not known: {found.problem}",
+                side=side,
+                hint=f"settle what `status` says at the other side; then, at the {side}: rm {found.path}",
+            )
+        if not _same_files(record.ram, ram):
             continue
         if record.step in _OPEN:
             program = "migrate-src" if side == "source" else "migrate-dst"

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from migrate.daemon.guest import GuestControl
+from migrate.daemon.guest import GuestControl, guest_died
 from migrate.daemon.pidfd import has_exited, start_time, wait_exited
 from migrate.errors import GuestError
 from migrate.protocol.journal_record import PausedGuest
@@ -229,11 +229,7 @@ class ProcessGuest(GuestControl):
         signal.pidfd_send_signal(self._pidfd, number)
 
     def _died(self) -> GuestError:
-        return GuestError(
-            f"the guest died: process {self.pid} has ended",
-            side="source",
-            guest="the guest runs nowhere",
-        )
+        return guest_died(f"process {self.pid} has ended")
 
 
 def _all_in(states: frozenset[str], threads: list[_Thread]) -> bool:

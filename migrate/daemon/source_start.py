@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from migrate import __version__
@@ -21,7 +21,7 @@ from migrate.daemon.source_work import SourceWork
 from migrate.daemon.supervisor import Supervisor
 from migrate.daemon.tls_client import TlsClient
 from migrate.daemon.trackers import make_tracker
-from migrate.errors import UsageError
+from migrate.errors import MigrateError, UsageError
 from migrate.protocol import messages as m
 from migrate.protocol.run_report import blocks_of
 from migrate.protocol.source import SourceMachine
@@ -41,43 +41,56 @@ async def migrate(
     Raises:
         MigrateError: the class says what failed, `guest` where the guest runs now.
     """
-    tls = TlsClient(config) if config.tls else None
     with contextlib.ExitStack() as stack:
-        asked: SocketGuest | None = None
-        ram = config.ram
-        if config.guest_socket is not None:
-            asked = await SocketGuest.connect(config.guest_socket)
-            stack.callback(asked.close)
-            ram = asked.offer.ram_with(ram, config.guest_socket)
-        image = stack.enter_context(RamImage.open_source(ram, config.page_size))
-        hello = make_hello(config, image)
-        blocks = blocks_of([(block.name, block.length) for block in image.layout.blocks])
-        reporter.event("migration", id=hello.migration.hex(), attempt=hello.attempt, blocks=blocks)
-        environment = hook_environment(
-            migration_id=hello.migration.hex(), attempt=1, side="source", ram=image.paths
-        )
-        guest = asked or make_guest(config, environment, own)
-        stack.callback(guest.close)
+        with _guest_untouched():
+            tls = TlsClient(config) if config.tls else None
+            asked: SocketGuest | None = None
+            ram = config.ram
+            if config.guest_socket is not None:
+                asked = await SocketGuest.connect(config.guest_socket)
+                stack.callback(asked.close)
+                ram = asked.offer.ram_with(ram, config.guest_socket)
+            image = stack.enter_context(RamImage.open_source(ram, config.page_size))
+            hello = make_hello(config, image)
+            blocks = blocks_of([(block.name, block.length) for block in image.layout.blocks])
+            reporter.event("migration", id=hello.migration.hex(), attempt=hello.attempt, blocks=blocks)
+            environment = hook_environment(
+                migration_id=hello.migration.hex(), attempt=1, side="source", ram=image.paths
+            )
+            guest = asked or make_guest(config, environment, own)
+            stack.callback(guest.close)
         try:
-            await guest.probe()
-            if isinstance(guest, QmpGuest):
-                hello = replace(hello, qemu=[guest.machine])
-            tracker, reasons = make_tracker(config, image, guest, stack)
-            reporter.event("tracker", name=tracker.name, reasons=reasons, promise=tracker.describe())
-            machine = SourceMachine(hello, config, image, tracker.live)
-            machine.stats.dirty_tracker = tracker.name
-            work = SourceWork(config, hello.migration.hex(), image, guest, tracker, machine, reporter)
-            journal = None
-            if not config.check:
-                journal = await asyncio.to_thread(start_source_journal, config, hello, image, own is not None)
-                if config.guest_pid or config.pause_cmd or config.guest_qmp or config.guest_socket:
-                    stack.callback(Supervisor(journal.path).stop)
-            daemon = SourceDaemon(config, reporter, machine, work, guest, journal, tls, watcher)
-            if watcher is not None:
-                watcher.begun(daemon)
+            with _guest_untouched():
+                await guest.probe()
+                if isinstance(guest, QmpGuest):
+                    hello = replace(hello, qemu=[guest.machine])
+                tracker, reasons = make_tracker(config, image, guest, stack)
+                reporter.event("tracker", name=tracker.name, reasons=reasons, promise=tracker.describe())
+                machine = SourceMachine(hello, config, image, tracker.live)
+                machine.stats.dirty_tracker = tracker.name
+                work = SourceWork(config, hello.migration.hex(), image, guest, tracker, machine, reporter)
+                journal = None
+                if not config.check:
+                    embedded = own is not None
+                    journal = await asyncio.to_thread(start_source_journal, config, hello, image, embedded)
+                    if config.guest_pid or config.pause_cmd or config.guest_qmp or config.guest_socket:
+                        stack.callback(Supervisor(journal.path).stop)
+                daemon = SourceDaemon(config, reporter, machine, work, guest, journal, tls, watcher)
+                if watcher is not None:
+                    watcher.begun(daemon)
             await daemon.run()
         finally:
             await guest.leave()
+
+
+@contextlib.contextmanager
+def _guest_untouched() -> Iterator[None]:
+    """What fails in here says that nothing has happened to the guest."""
+    try:
+        yield
+    except MigrateError as error:
+        error.with_context(side="source", guest="the guest is where it was")
+        raise
 
 
 def make_guest(config: SourceConfig, environment: Mapping[str, str], own: Guest | None) -> GuestControl:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from migrate.daemon.guest import guest_died
 from migrate.daemon.guest_control import GuestControl, ProcessGuest
 from migrate.daemon.guest_throttle import GuestThrottle
 from migrate.daemon.journal import Journal
@@ -67,7 +68,7 @@ class SourceTurns:
         try:
             if await self._guest.alive():
                 return
-            error = GuestError("the guest died", side="source", guest="the guest runs nowhere")
+            error = guest_died()
         except GuestError as lost:
             error = lost
         self._tell(self._machine.failed, error)

@@ -12,6 +12,7 @@ import time
 from migrate import kernel
 from migrate.config import SourceConfig
 from migrate.daemon.device_state import STATE_SECONDS, StateDirectory
+from migrate.daemon.guest import guest_died
 from migrate.daemon.guest_control import GuestControl, NoGuest
 from migrate.daemon.hooks import hook_environment, run_hook
 from migrate.daemon.reporter import Reporter
@@ -110,7 +111,13 @@ class SourceWork:
         differing = await asyncio.to_thread(self._second_look) if ram else 0
         self._tell_fault()
         if not await self._guest.still_paused():
-            return GuestError("somebody resumed the guest during the pause", side="source")
+            if not await self._guest.alive():
+                raise guest_died()
+            return GuestError(
+                "somebody resumed the guest during the pause",
+                side="source",
+                hint="find who sends it SIGCONT, or resumes it otherwise, then start the migration again",
+            )
         if differing:
             return GuestError(
                 f"{differing} pages of RAM changed after the guest was paused",

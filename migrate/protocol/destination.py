@@ -215,7 +215,7 @@ class DestinationMachine:
                     f"the connection to the source broke ({link.reason}) and the source did not"
                     f" come back within {link.reconnect_timeout:g} s"
                 )
-                hint = "start migrate-src again; it says where the guest runs"
+                hint = "start migrate-src again, --warm keeps what has come; it says where the guest runs"
                 self.fail(now, NetworkError(text, side="destination", hint=hint))
         elif link.keepalive.silent(now):
             self.connection_lost(now, f"the source was silent for {link.keepalive.timeout:g} s")

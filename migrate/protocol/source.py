@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from migrate import kernel
 from migrate.config import SourceConfig
-from migrate.errors import CancelledMigration, MigrateError, NetworkError, ProtocolError
+from migrate.errors import CancelledMigration, MigrateError, NetworkError, ProtocolError, RamError
 from migrate.protocol import actions as a
 from migrate.protocol import messages as m
 from migrate.protocol.journal_record import Step
@@ -248,6 +248,11 @@ class SourceMachine:
 
     def failed(self, now: float, error: MigrateError) -> None:
         """The shell met an error of this side (RAM cannot be read, the guest died, …)."""
+        if isinstance(error, RamError):
+            error.with_context(
+                side="source",
+                hint="is the RAM file whole, and its disk? `ls -l` shows its length; nobody may truncate it",
+            )
         if self.state is SourceState.REREADING:
             self.ending.completed(now, error)
         else:

@@ -101,7 +101,8 @@ class SourceEnding:
         """The destination has declined, and the journal here says that the guest is ours again."""
         self._machine.enter(SourceState.TAKING_BACK)
         self._error = NetworkError(
-            f"the guest was taken back: the destination had declined it before the commit came ({reason})",
+            "the guest was taken back: the destination had declined it before the commit came"
+            + (f" ({reason})" if reason else ""),
             side="destination",
             hint="look at what migrate-dst says there, then start the migration again",
         )
@@ -167,8 +168,9 @@ class SourceEnding:
         machine.stats.finish(now)
         if self._error is not None:
             resume = _resume_by_hand(machine.config)
-            if self._resume_problem is not None and resume not in (None, machine.config.resume_cmd):
-                self._error.hint = f"resume it by hand: {resume}"
+            if self._resume_problem is not None:
+                known = resume not in (None, machine.config.resume_cmd)
+                self._error.hint = f"resume it by hand{f': {resume}' if known else ''}"
             self._error.with_context(guest=self.guest_place)
         machine.emit(a.Finish(self._error))
 

@@ -74,10 +74,13 @@ class PauseSequence:
         """Give up a pause that lasts too long."""
         if self._machine.state is SourceState.PREPARING and now - self._phase_began > LONGEST_ANSWER:
             text = f"the destination did not answer to prepare for {LONGEST_ANSWER:g} s"
-            self._machine.ending.fail(now, NetworkError(text, side="destination"))
+            hint = "what takes so long there: --on-prepare, or reading RAM for --verify full?"
+            self._machine.ending.fail(now, NetworkError(text, side="destination", hint=hint))
         elif self._deadline is not None and now > self._deadline:
             seconds = now - (self._machine.stats.pause_requested or now)
-            self.abandon(now, NetworkError(f"the pause took {seconds:.1f} s, which is too long"))
+            text = f"the pause took {seconds:.1f} s, which is too long"
+            hint = f"it may last {DEADLINE_FACTOR} × --downtime-limit, with the hooks: mend them, or raise it"
+            self.abandon(now, NetworkError(text, hint=hint))
 
     def is_late(self, number: int) -> bool:
         """Whether an answer to the pause of that number comes after the pause was given up."""

@@ -13,6 +13,7 @@ import pytest
 from bench.lab import Event, Lab, Program
 from migrate.daemon.fault_proxy import FaultProxy
 from migrate.daemon.toxics import Bandwidth, Corrupt, Ending, Latency, LimitData, ResetPeer, Slicer, Toxic
+from tests.failure_table import FailureRow
 
 OPTIONS = ("--downtime-limit=2000", "--keepalive-timeout=2", "--reconnect-timeout=30")
 
@@ -54,17 +55,20 @@ class Move:
     ],
     ids=lambda toxic: type(toxic).__name__,
 )
-async def test_a_slow_network_is_no_fault(lab: Lab, toxic: Toxic) -> None:
+@pytest.mark.failure_row("slow link")
+async def test_a_slow_network_is_no_fault(lab: Lab, row: FailureRow, toxic: Toxic) -> None:
     move = Move(lab)
     async with asyncio.timeout(60), FaultProxy("127.0.0.1", move.port) as proxy:
         proxy.add(toxic)
         move.start(proxy)
         summary = await move.finish()
     assert summary["lane-resets"] == summary["reconnects"] == 0
+    row.check(lab, move.guest, move.source, move.destination)
 
 
+@pytest.mark.failure_row("link cut")
 @pytest.mark.parametrize("how", ["reset", "close", "silent"])
-async def test_cut_and_restored_in_precopy(lab: Lab, how: Ending) -> None:
+async def test_cut_and_restored_in_precopy(lab: Lab, row: FailureRow, how: Ending) -> None:
     move = Move(lab)
     async with asyncio.timeout(60), FaultProxy("127.0.0.1", move.port) as proxy:
         move.start(proxy, "--max-bandwidth=8M")
@@ -75,6 +79,7 @@ async def test_cut_and_restored_in_precopy(lab: Lab, how: Ending) -> None:
         summary = await move.finish()
     assert summary["reconnects"] == 1
     assert summary["lane-resets"] >= 1
+    row.check(lab, move.guest, move.source, move.destination)
 
 
 async def test_the_lane_alone_is_cut_many_times(lab: Lab, rng: random.Random) -> None:
@@ -98,7 +103,8 @@ async def test_the_control_connection_alone_is_reset(lab: Lab) -> None:
     assert summary["reconnects"] == 1
 
 
-async def test_flipped_bits_are_found_and_sent_again(lab: Lab, rng: random.Random) -> None:
+@pytest.mark.failure_row("bits flipped")
+async def test_flipped_bits_are_found_and_sent_again(lab: Lab, row: FailureRow, rng: random.Random) -> None:
     move = Move(lab)
     offsets = tuple(sorted(rng.randrange(100, 2 << 20) for _ in range(2)))
     async with asyncio.timeout(60), FaultProxy("127.0.0.1", move.port) as proxy:
@@ -107,6 +113,7 @@ async def test_flipped_bits_are_found_and_sent_again(lab: Lab, rng: random.Rando
         move.start(proxy)
         summary = await move.finish(one_pause=False)
     assert summary["lane-resets"] >= 3
+    row.check(lab, move.guest, move.source, move.destination)
 
 
 async def test_a_flipped_bit_on_the_control_connection_reconnects(lab: Lab) -> None:
@@ -118,7 +125,8 @@ async def test_a_flipped_bit_on_the_control_connection_reconnects(lab: Lab) -> N
     assert summary["reconnects"] == 1
 
 
-async def test_cut_while_it_prepares_resumes_the_guest_and_tries_again(lab: Lab) -> None:
+@pytest.mark.failure_row("link cut in the pause")
+async def test_cut_while_it_prepares_resumes_the_guest_and_tries_again(lab: Lab, row: FailureRow) -> None:
     guest = lab.start_guest("--workload=mixed", "--rate=1000")
     flag = lab.witness.with_name("first")
     hook = f"test -e {flag} || {{ touch {flag}; sleep 20; }}"
@@ -138,4 +146,70 @@ async def test_cut_while_it_prepares_resumes_the_guest_and_tries_again(lab: Lab)
     assert len(source.found("paused")) == 2
     await asyncio.to_thread(lab.end_arrived_guest, 0.05)
     lab.check_guest(lab.destination_ram)
+    lab.check_witness()
+    row.check(lab, guest, source, destination)
+
+
+@pytest.mark.failure_row("link stays cut")
+async def test_a_link_that_stays_cut(lab: Lab, row: FailureRow) -> None:
+    move = Move(lab)
+    async with asyncio.timeout(60), FaultProxy("127.0.0.1", move.port) as proxy:
+        move.start(proxy, "--max-bandwidth=8M", "--reconnect-timeout=0.5")
+        await proxy.wait_for(lambda: proxy.connections[1].upstream.delivered > 1 << 20)
+        await proxy.cut("reset")
+        await asyncio.to_thread(move.source.wait)
+    row.check(lab, move.guest, move.source)
+
+
+class Commit:
+    """A guest that was committed over a link that is cut in that moment; its start is held up meanwhile."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.guest = lab.start_guest("--rate=100")
+        self._came, self._goes_on = (lab.witness.with_name(name) for name in ("came", "goes-on"))
+        hold = f"touch {self._came}; until test -e {self._goes_on}; do sleep 0.01; done"
+        self.destination = lab.start_destination(
+            "--once", "--reconnect-timeout=1", f"--on-commit={hold}; {lab.resume_command}", resume=False
+        )
+        self.port: int = self.destination.wait_event("listening")["port"]
+
+    async def cut(self, proxy: FaultProxy, source: Program) -> None:
+        """As soon as the command to start it runs."""
+        await asyncio.to_thread(Lab.wait_for_file, self._came)
+        await proxy.cut("reset")
+        await asyncio.to_thread(source.wait_event, "reconnecting")
+
+    def go_on(self) -> None:
+        """The start is over."""
+        self._goes_on.touch()
+
+
+@pytest.mark.failure_row("link cut in the handover")
+async def test_a_link_that_is_cut_while_the_guest_is_started(lab: Lab, row: FailureRow) -> None:
+    commit = Commit(lab)
+    async with asyncio.timeout(60), FaultProxy("127.0.0.1", commit.port) as proxy:
+        source = lab.start_source(proxy.port, commit.guest, *OPTIONS)
+        await commit.cut(proxy, source)
+        await proxy.restore()
+        commit.go_on()
+        await asyncio.to_thread(source.wait)
+    assert await asyncio.to_thread(commit.destination.wait) == 0, commit.destination.story()
+    row.check(lab, commit.guest, source, commit.destination)
+    lab.end_arrived_guest()
+    lab.check_witness()
+
+
+@pytest.mark.failure_row("link stays cut in the handover")
+async def test_a_link_that_stays_cut_while_the_guest_is_started(lab: Lab, row: FailureRow) -> None:
+    commit = Commit(lab)
+    async with asyncio.timeout(60), FaultProxy("127.0.0.1", commit.port) as proxy:
+        source = lab.start_source(proxy.port, commit.guest, "--reconnect-timeout=0.5")
+        await commit.cut(proxy, source)
+        await asyncio.to_thread(source.wait)
+    row.check(lab, commit.guest, source)
+    commit.go_on()
+    await asyncio.to_thread(commit.destination.wait)
+    recover = lab.run("migrate-src", "recover", f"--state-dir={lab.source_state}")
+    assert recover.wait() == 10, "with --once nobody answers any more"
+    lab.end_arrived_guest()
     lab.check_witness()

@@ -16,6 +16,7 @@ from test_failures import port_of
 
 from bench.lab import Lab, Program
 from migrate.daemon.journal import Journal, find_journals
+from tests.failure_table import FailureRow
 
 KILL_BOTH = "kill -9 $PPID $(cat /proc/$PPID/task/$PPID/children)"
 """The daemon and all its children: the supervisor, and the shell that runs this."""
@@ -30,6 +31,8 @@ class Crash:
         self.guest = lab.start_guest("--rate=100")
         self.started = lab.witness.with_name("started")
         """Exists once the destination's guest was let go."""
+        self.last: Program
+        """The last `status` or `recover`."""
 
     def destination(self, *options: str, on_commit: str = "true", listen: str = "127.0.0.1:0") -> Program:
         """One that notes when it lets the guest go, after `on_commit`."""
@@ -61,9 +64,8 @@ class Crash:
     def _command(self, side: str, name: str, *options: str) -> tuple[int, list[dict[str, Any]]]:
         program = "migrate-src" if side == "source" else "migrate-dst"
         state = self.lab.source_state if side == "source" else self.lab.destination_state
-        command = self.lab.run(program, name, f"--state-dir={state}", *options)
-        code = command.wait()
-        return code, command.events
+        self.last = self.lab.run(program, name, f"--state-dir={state}", *options)
+        return self.last.wait(), self.last.events
 
     def steps(self) -> tuple[list[str], list[str]]:
         """What the journals of both sides say."""
@@ -99,16 +101,19 @@ def test_a_cancelled_pause_leaves_no_journal(crash: Crash) -> None:
     assert not crash.stopped
 
 
-def test_the_source_killed_in_the_pause(crash: Crash) -> None:
+@pytest.mark.failure_row("source killed in the pause")
+def test_the_source_killed_in_the_pause(crash: Crash, row: FailureRow) -> None:
     """The supervisor resumes the guest at once."""
     source = crash.source(port_of(crash.destination()), "--state-cmd=kill -9 $PPID")
     assert source.wait() == -9  # and whoever has its error output has ended
     assert not crash.stopped
     assert "the guest runs here" in source.stderr
     assert crash.steps()[0] == []
+    row.check(crash.lab, crash.guest, source)
 
 
-def test_the_source_killed_in_the_pause_with_its_supervisor(crash: Crash) -> None:
+@pytest.mark.failure_row("source and its supervisor killed")
+def test_the_source_killed_in_the_pause_with_its_supervisor(crash: Crash, row: FailureRow) -> None:
     source = crash.source(port_of(crash.destination()), f"--state-cmd={KILL_BOTH}")
     assert source.wait() == -9
     assert crash.stopped
@@ -119,10 +124,12 @@ def test_the_source_killed_in_the_pause_with_its_supervisor(crash: Crash) -> Non
     assert again.wait() == 3, "a guest that was left paused must not move before it is settled"
     assert "migrate-src recover" in again.wait_event("error")["hint"]
     code, [said] = crash.recover("source")
+    recovery = crash.last
     assert (code, said["guest"]) == (0, "the guest runs here")
     assert not crash.stopped
     assert crash.recover("source") == (0, [])
     assert crash.steps()[0] == []
+    row.compare("source", recovery, again)
 
 
 def test_a_guest_that_stood_before_the_pause_is_left_so(crash: Crash) -> None:
@@ -157,8 +164,9 @@ def test_the_source_killed_while_it_is_prepared(crash: Crash) -> None:
     assert crash.steps()[0] == []
 
 
+@pytest.mark.failure_row("source killed after the commit")
 @pytest.mark.parametrize("once", [True, False])
-def test_the_source_killed_when_it_has_committed(crash: Crash, once: bool) -> None:
+def test_the_source_killed_when_it_has_committed(crash: Crash, row: FailureRow, once: bool) -> None:
     """The destination runs the guest; `recover` at the source learns it and settles."""
     source_pid = crash.lab.witness.with_name("source.pid")
     destination = crash.destination(*(["--once"] if once else []), on_commit=f"kill -9 $(cat {source_pid})")
@@ -181,6 +189,8 @@ def test_the_source_killed_when_it_has_committed(crash: Crash, once: bool) -> No
     for _ in range(2):
         code, said_twice = crash.recover("source")
         assert code == 0
+        if said_twice:
+            row.compare("destination", crash.last, source)
         assert [said["guest"] for said in said_twice] in ([], ["the guest runs at the destination"])
     assert crash.steps() == ([], [])
     assert crash.stopped and crash.starts == 1
@@ -237,7 +247,8 @@ def _killed_when_prepared(crash: Crash) -> int:
     return port
 
 
-def test_the_destination_killed_when_it_is_prepared(crash: Crash) -> None:
+@pytest.mark.failure_row("destination killed when prepared")
+def test_the_destination_killed_when_it_is_prepared(crash: Crash, row: FailureRow) -> None:
     """The commit reaches its journal through another daemon: nothing was lost."""
     port = _killed_when_prepared(crash)
     [status] = crash.status("destination")
@@ -246,11 +257,13 @@ def test_the_destination_killed_when_it_is_prepared(crash: Crash) -> None:
     refused = crash.source(port)
     assert refused.wait() == 3, "the source's own journal is in the way"
     code, [said] = crash.recover("source")
+    recovery = crash.last
     assert (code, said["guest"]) == (0, "the guest runs at the destination")
     assert later.found("committed")
     assert crash.recover("source") == (0, [])
     assert crash.steps() == ([], [])
     assert crash.stopped and crash.starts == 1
+    row.compare("destination", recovery)
 
 
 def test_a_prepared_destination_gives_the_guest_back(crash: Crash) -> None:
@@ -286,7 +299,8 @@ def test_a_prepared_ram_is_not_overwritten(crash: Crash) -> None:
     assert "not settled" in source.wait_event("error")["message"]
 
 
-def test_the_source_wakes_up_after_the_destination_has_given_up(crash: Crash) -> None:
+@pytest.mark.failure_row("source stopped too long")
+def test_the_source_wakes_up_after_the_destination_has_given_up(crash: Crash, row: FailureRow) -> None:
     """Its Prepared is stale: it commits, and is told that the pause was declined."""
     source_pid = crash.lab.witness.with_name("source.pid")
     destination = crash.destination(f"--on-prepare=kill -STOP $(cat {source_pid})", "--keepalive-timeout=1")
@@ -298,6 +312,7 @@ def test_the_source_wakes_up_after_the_destination_has_given_up(crash: Crash) ->
     assert "taken back" in error["message"] and "runs at the source" in error["guest"]
     assert not crash.stopped and crash.starts == 0
     assert crash.steps() == ([], [])
+    row.check(crash.lab, crash.guest, source)
 
 
 def test_a_start_that_fails_is_tried_again_by_recover(crash: Crash) -> None:
@@ -315,7 +330,8 @@ def test_a_start_that_fails_is_tried_again_by_recover(crash: Crash) -> None:
     assert crash.steps() == ([], [])
 
 
-def test_another_state_dir_at_the_destination_decides_nothing(crash: Crash) -> None:
+@pytest.mark.failure_row("journal lost at the destination")
+def test_another_state_dir_at_the_destination_decides_nothing(crash: Crash, row: FailureRow) -> None:
     """Without a record there is no telling: the guest may run there."""
     destination = crash.destination("--once", on_commit="kill -9 $PPID; false")
     port = port_of(destination)
@@ -326,6 +342,7 @@ def test_another_state_dir_at_the_destination_decides_nothing(crash: Crash) -> N
     code, [said] = crash.recover("source")
     assert code == 10 and "no journal of it" in said["error"]
     assert crash.stopped
+    row.check(crash.lab, crash.guest, crash.last)
 
 
 def test_a_person_may_force(crash: Crash) -> None:
@@ -343,3 +360,27 @@ def test_a_person_may_force(crash: Crash) -> None:
     assert (code, said["guest"]) == (0, "the guest runs here")
     assert not crash.stopped and crash.starts == 0
     assert crash.steps() == ([], [])
+
+
+@pytest.mark.failure_row("unsettled handover")
+def test_nothing_moves_before_it_is_settled(crash: Crash, row: FailureRow) -> None:
+    source = crash.source(port_of(crash.destination()), f"--state-cmd={KILL_BOTH}")
+    assert source.wait() == -9
+    again = crash.source(1)
+    again.wait()
+    row.check(crash.lab, crash.guest, again)
+
+
+@pytest.mark.failure_row("journal damaged")
+def test_a_journal_of_which_nothing_is_whole(crash: Crash, row: FailureRow) -> None:
+    source = crash.source(port_of(crash.destination()), f"--state-cmd={KILL_BOTH}")
+    assert source.wait() == -9
+    [found] = find_journals(crash.lab.source_state, "source")
+    found.path.write_bytes(b"torn" * 1024)
+    crash.status("source")
+    status = crash.last
+    assert crash.recover("source")[0] == 9
+    row.check(crash.lab, crash.guest, crash.last, status)
+    again = crash.source(1)
+    assert again.wait() == 3, "what it says is not known, so nothing moves"
+    assert f"rm {found.path}" in again.wait_event("error")["hint"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.lab import Event, Lab, Program
+from tests.failure_table import FailureRow
 
 PAGES = 4096
 SLOW = ("--max-bandwidth=3M", "--downtime-limit=2000", "--reconnect-timeout=30")
@@ -26,8 +27,9 @@ def until_some_is_sent(source: Program) -> None:
     source.wait_event("progress", lambda event: event["ram"]["normal"] > PAGES // 3)
 
 
+@pytest.mark.failure_row("destination killed, started again")
 @pytest.mark.parametrize("lanes", [1, 3])
-def test_a_killed_destination_costs_what_was_in_flight(lab: Lab, lanes: int) -> None:
+def test_a_killed_destination_costs_what_was_in_flight(lab: Lab, row: FailureRow, lanes: int) -> None:
     guest = lab.start_guest("--workload=idle", "--fill=random")
     destination = lab.start_destination("--once")
     port = destination.wait_event("listening")["port"]
@@ -41,9 +43,11 @@ def test_a_killed_destination_costs_what_was_in_flight(lab: Lab, lanes: int) -> 
     assert len(source.found("paused")) == 1, "the guest is not stopped for it"
     assert source.found("begun-anew")
     assert PAGES <= summary["ram"]["normal"] < PAGES * 1.3, "a third of it was there already"
+    row.check(lab, guest, source)
 
 
-def test_a_killed_source_leaves_an_old_copy(lab: Lab) -> None:
+@pytest.mark.failure_row("source killed")
+def test_a_killed_source_leaves_an_old_copy(lab: Lab, row: FailureRow) -> None:
     guest = lab.start_guest("--workload=idle", "--fill=random")
     destination = lab.start_destination("--reconnect-timeout=0")
     port = destination.wait_event("listening")["port"]
@@ -52,6 +56,7 @@ def test_a_killed_source_leaves_an_old_copy(lab: Lab) -> None:
     source.kill()
     assert not lab.is_stopped(guest)
     destination.wait_event("error")
+    row.check(lab, guest, source, destination)
 
     again = lab.start_source(port, guest, "--warm", "--downtime-limit=2000")
     assert again.wait() == 0, again.story() + destination.story()

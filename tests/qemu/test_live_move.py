@@ -14,6 +14,7 @@ from live_qemu import RAM_BYTES, Qemu, wait_until
 from monitor_tap import MonitorTap
 
 from bench.lab import Program, program
+from tests.failure_table import FailureRow
 
 
 @pytest.fixture
@@ -206,7 +207,8 @@ def test_a_qemu_on_one_side_only_is_refused_by_name(move: Move, qemu: Start, shm
         sender.kill()
 
 
-def test_a_qemu_that_lacks_a_device_refuses_it_and_the_guest_runs_on(qemu: Start) -> None:
+@pytest.mark.failure_row("QEMU at the destination ends")
+def test_a_qemu_that_lacks_a_device_refuses_it_and_the_guest_runs_on(qemu: Start, row: FailureRow) -> None:
     destination, source = (
         qemu("destination", more=WAITS),
         qemu("source", more=("-device", "virtio-rng-device")),
@@ -221,4 +223,5 @@ def test_a_qemu_that_lacks_a_device_refuses_it_and_the_guest_runs_on(qemu: Start
         assert receiver.wait() == 6
         assert "start QEMU anew" in receiver.wait_event("error")["hint"]
         check_stays(source)
+        row.compare("source", sender, receiver)
         assert destination.state == "gone"

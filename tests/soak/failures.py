@@ -72,7 +72,7 @@ async def _fail_all(rng: random.Random, directory: Path, count: int, tally: Tall
     ram = directory / "source.ram"
     ram.write_bytes(rng.randbytes(RAM_BYTES))
     level = _level(directory)
-    for number in range(count - count % len(HOW)):
+    for number in range(count + -count % len(HOW)):
         if number == WARM_UP:
             level = _level(directory)
         how = HOW[number % len(HOW)]

@@ -11,6 +11,7 @@ import pytest
 from certificates import Authority, Pki, write_token
 
 from bench.lab import Lab
+from tests.failure_table import FailureRow
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,28 @@ def test_refused_by_name(stand: Stand, case: Case) -> None:
             "warning",
             lambda event: event in destination.found("warning")[before:] and case.warned in str(event),
         )
+
+
+@pytest.mark.parametrize(
+    "case_name",
+    [
+        pytest.param("wrong CA at the source", marks=pytest.mark.failure_row("source's certificate")),
+        pytest.param(
+            "wrong CA at the destination", marks=pytest.mark.failure_row("destination's certificate")
+        ),
+        pytest.param("wrong name", marks=pytest.mark.failure_row("destination's name")),
+        pytest.param("wrong fingerprint", marks=pytest.mark.failure_row("destination's fingerprint")),
+        pytest.param("wrong token", marks=pytest.mark.failure_row("wrong token")),
+        pytest.param("plain to TLS", marks=pytest.mark.failure_row("TLS at the destination only")),
+        pytest.param("TLS to plain", marks=pytest.mark.failure_row("TLS at the source only")),
+    ],
+)
+def test_the_rows_of_the_failure_table(stand: Stand, row: FailureRow, case_name: str) -> None:
+    [case] = [case for case in CASES if case.name == case_name]
+    port = stand.destinations[case.destination].wait_event("listening")["port"]
+    source = stand.lab.start_source(port, stand.guest, *stand.options(case.source))
+    source.wait()
+    row.check(stand.lab, stand.guest, source)
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0"])
