@@ -176,6 +176,7 @@ def find_journal(directory: Path, side: str, migration: str) -> Path | None:
 
 
 def _read_all(paths: list[Path]) -> Iterator[FoundJournal]:
+    """Without those that broke off while they were made: nothing was ever done on the strength of them."""
     for path in paths:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -186,10 +187,12 @@ def _read_all(paths: list[Path]) -> Iterator[FoundJournal]:
             continue
         try:
             in_use = _is_locked(fd)
-            _, record = decode_file(os.pread(fd, FILE_BYTES, 0))
+            data = os.pread(fd, FILE_BYTES, 0)
+            _, record = decode_file(data)
             yield FoundJournal(path, record, "", in_use)
         except JournalError as error:
-            yield FoundJournal(path, None, error.message, in_use)
+            if any(data[SLOT_BYTES:]):  # the second record comes once the first is on disk
+                yield FoundJournal(path, None, error.message, in_use)
         except OSError as error:
             yield FoundJournal(path, None, str(_cannot(error, path, None, "read")), False)
         finally:

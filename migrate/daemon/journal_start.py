@@ -19,6 +19,8 @@ _OPEN = frozenset(
 """Whose guest it is was not settled, or it is not this host's to move or to overwrite."""
 _LEFT = frozenset({Step.MOVING, Step.RECEIVING})
 """A journal that nobody will ask for, once its daemon is gone."""
+_GIVEN_UP = frozenset({Step.PREPARED, Step.DECLINED})
+"""Of the very migration that begins anew: its source would ask, and say no hello, had it committed."""
 
 
 def start_source_journal(config: SourceConfig, hello: m.Hello, image: RamImage, embedded: bool) -> Journal:
@@ -64,8 +66,11 @@ def _start(
             raise RefusedError(
                 f"which guest this journal is about, and whose that is, is not known: {found.problem}",
                 side=side,
-                hint=f"settle what `status` says at the other side; then, at the {side}: rm {found.path}",
+                hint=f"settle what `status` says at the other side, then: rm {found.path}",
             )
+        if record.migration == migration and record.step in _GIVEN_UP and not found.in_use:
+            found.path.unlink(missing_ok=True)
+            continue
         if not _same_files(record.ram, ram):
             continue
         if record.step in _OPEN:
@@ -76,7 +81,7 @@ def _start(
                 f" not settled ({found.path})",
                 side=side,
                 guest="the guest is where that migration left it",
-                hint=f"at the {side}: {program} recover --state-dir {directory}",
+                hint=f"{program} recover --state-dir {directory}",
             )
         if record.step in _LEFT and not found.in_use:
             found.path.unlink(missing_ok=True)

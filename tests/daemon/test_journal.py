@@ -170,3 +170,13 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="cannot be made") as caught:
         Journal.create(tmp_path / "file" / "state", RECORD)
     assert caught.value.hint is not None and "--state-dir" in caught.value.hint
+
+
+def test_what_broke_off_while_it_was_made_is_no_journal(tmp_path: Path) -> None:
+    """Nothing was done on the strength of it: not even its first record was on disk for certain."""
+    path = tmp_path / f"source-{'00' * 16}.journal"
+    for begun in (bytes(FILE_BYTES), b"", b"torn".ljust(FILE_BYTES, b"\0")):
+        path.write_bytes(begun)
+        assert find_journals(tmp_path, "source") == []
+    path.write_bytes(bytes(SLOT_BYTES) + b"x" * SLOT_BYTES)
+    assert len(find_journals(tmp_path, "source")) == 1

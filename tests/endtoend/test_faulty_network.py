@@ -7,12 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Literal
 
 import pytest
 
 from bench.lab import Event, Lab, Program
 from migrate.daemon.fault_proxy import FaultProxy
-from migrate.daemon.toxics import Bandwidth, Corrupt, Ending, Latency, LimitData, ResetPeer, Slicer, Toxic
+from migrate.daemon.toxics import (
+    Bandwidth,
+    Corrupt,
+    Ending,
+    Latency,
+    LimitData,
+    ResetPeer,
+    Slicer,
+    Timeout,
+    Toxic,
+)
 from tests.failure_table import FailureRow
 
 OPTIONS = ("--downtime-limit=2000", "--keepalive-timeout=2", "--reconnect-timeout=30")
@@ -212,4 +223,65 @@ async def test_a_link_that_stays_cut_while_the_guest_is_started(lab: Lab, row: F
     recover = lab.run("migrate-src", "recover", f"--state-dir={lab.source_state}")
     assert recover.wait() == 10, "with --once nobody answers any more"
     lab.end_arrived_guest()
+    lab.check_witness()
+
+
+class Prepare:
+    """A destination whose preparing is held up, and that gives up soon once the link is cut."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.guest = lab.start_guest("--rate=100")
+        self._lab = lab
+        self._came, self._goes_on = (lab.witness.with_name(name) for name in ("came", "goes-on"))
+        self._hold = f"touch {self._came}; until test -e {self._goes_on}; do sleep 0.01; done"
+        self.destination = self.start()
+        self.port: int = self.destination.wait_event("listening")["port"]
+
+    def start(self, listen: str = "127.0.0.1:0") -> Program:
+        """A destination."""
+        hook = f"--on-prepare={self._hold}"
+        return self._lab.start_destination(hook, "--reconnect-timeout=0.3", listen=listen)
+
+    async def goes_on(self, proxy: FaultProxy, held: Literal["upstream", "downstream"]) -> None:
+        """It gets ready, and from then on one direction of the control connection is silent."""
+        await asyncio.to_thread(Lab.wait_for_file, self._came)
+        proxy.add(Timeout(direction=held, connections=(0).__eq__))
+        self._goes_on.touch()
+
+
+@pytest.mark.failure_row("commit comes too late")
+async def test_a_commit_that_comes_too_late(lab: Lab, row: FailureRow) -> None:
+    prepare = Prepare(lab)
+    async with asyncio.timeout(60), FaultProxy("127.0.0.1", prepare.port) as proxy:
+        source = lab.start_source(proxy.port, prepare.guest, "--reconnect-timeout=30")
+        await prepare.goes_on(proxy, "upstream")
+        await asyncio.to_thread(source.wait_event, "committed")
+        await proxy.cut("reset")
+        await asyncio.to_thread(prepare.destination.wait_event, "error")
+        await proxy.restore()
+        await asyncio.to_thread(source.wait)
+    row.check(lab, prepare.guest, source)
+
+
+@pytest.mark.parametrize("how", ["declined", "killed"])
+async def test_a_prepared_destination_takes_the_guest_at_a_later_pause(lab: Lab, how: str) -> None:
+    """The source has never heard that the first pause was prepared, and has resumed its guest."""
+    prepare = Prepare(lab)
+    async with asyncio.timeout(60), FaultProxy("127.0.0.1", prepare.port) as proxy:
+        source = lab.start_source(proxy.port, prepare.guest, "--reconnect-timeout=30")
+        await prepare.goes_on(proxy, "downstream")
+        await asyncio.to_thread(prepare.destination.wait_event, "prepared")
+        if how == "killed":
+            prepare.destination.kill()
+        await proxy.cut("reset")
+        await asyncio.to_thread(source.wait_event, "reconnecting")
+        if how == "declined":
+            await asyncio.to_thread(prepare.destination.wait_event, "error")
+        else:
+            prepare.start(f"127.0.0.1:{prepare.port}")
+        await proxy.restore()
+        assert await asyncio.to_thread(source.wait) == 0, source.story() + prepare.destination.story()
+    assert [len(source.found(name)) for name in ("paused", "begun-anew", "committed")] == [2, 1, 1]
+    lab.end_arrived_guest()
+    lab.check_arrived()
     lab.check_witness()

@@ -16,6 +16,7 @@ from test_failures import port_of
 
 from bench.lab import Lab, Program
 from migrate.daemon.journal import Journal, find_journals
+from migrate.protocol.journal_record import FILE_BYTES
 from tests.failure_table import FailureRow
 
 KILL_BOTH = "kill -9 $PPID $(cat /proc/$PPID/task/$PPID/children)"
@@ -299,20 +300,22 @@ def test_a_prepared_ram_is_not_overwritten(crash: Crash) -> None:
     assert "not settled" in source.wait_event("error")["message"]
 
 
-@pytest.mark.failure_row("source stopped too long")
-def test_the_source_wakes_up_after_the_destination_has_given_up(crash: Crash, row: FailureRow) -> None:
-    """Its Prepared is stale: it commits, and is told that the pause was declined."""
+def test_the_source_wakes_up_after_the_destination_has_given_up(crash: Crash) -> None:
+    """Its Prepared is stale. It commits, and is told that the pause was declined; or it sees first that the
+    connection has broken, gives the pause up by itself, and moves the guest in a second one.
+    """
     source_pid = crash.lab.witness.with_name("source.pid")
     destination = crash.destination(f"--on-prepare=kill -STOP $(cat {source_pid})", "--keepalive-timeout=1")
     source = crash.source(port_of(destination), f"--state-cmd=echo $PPID > {source_pid}")
     destination.wait_event("error")
     source.signal(signal.SIGCONT)
-    assert source.wait() == 4, source.story()
-    error = source.wait_event("error")
-    assert "taken back" in error["message"] and "runs at the source" in error["guest"]
-    assert not crash.stopped and crash.starts == 0
+    code = source.wait()
+    assert code in (0, 4), source.story()
+    if code == 4:
+        error = source.wait_event("error")
+        assert "taken back" in error["message"] and "runs at the source" in error["guest"]
+    assert (crash.stopped, crash.starts) == ((True, 1) if code == 0 else (False, 0))
     assert crash.steps() == ([], [])
-    row.check(crash.lab, crash.guest, source)
 
 
 def test_a_start_that_fails_is_tried_again_by_recover(crash: Crash) -> None:
@@ -376,7 +379,7 @@ def test_a_journal_of_which_nothing_is_whole(crash: Crash, row: FailureRow) -> N
     source = crash.source(port_of(crash.destination()), f"--state-cmd={KILL_BOTH}")
     assert source.wait() == -9
     [found] = find_journals(crash.lab.source_state, "source")
-    found.path.write_bytes(b"torn" * 1024)
+    found.path.write_bytes(b"torn" * (FILE_BYTES // 4))
     crash.status("source")
     status = crash.last
     assert crash.recover("source")[0] == 9
