@@ -165,6 +165,8 @@ class SourceConfig:
     """File, or directory, for the receipt of each completed move."""
     state_dir: Path | None = None
     """Of the journals; None: the usual one of this user (`migrate.daemon.journal.default_state_dir`)."""
+    arbiter: Path | None = None
+    """Folder on storage that both hosts see, where it is decided once whose the guest is; None: nowhere."""
     tls_dir: Path | None = None
     """The CA, and our certificate and key; TLS is on with this or `tls_fingerprint`."""
     tls_fingerprint: bytes | None = None
@@ -221,6 +223,8 @@ class DestinationConfig:
     """File, or directory, for the receipt of each completed move."""
     state_dir: Path | None = None
     """Of the journals; None: the usual one of this user (`migrate.daemon.journal.default_state_dir`)."""
+    arbiter: Path | None = None
+    """Folder on storage that both hosts see, where it is decided once whose the guest is; None: nowhere."""
     is_running: str | None = None
     """Status 0: the guest that `on_commit` let go runs. Asked after a crash in the middle of that."""
     tls_dir: Path | None = None

@@ -154,6 +154,10 @@ class JournalError(RamError):
     """The journal of a handover cannot be written, read or locked, or is damaged."""
 
 
+class ArbiterError(RamError):
+    """The arbiter of a handover gives no answer: nobody may do anything on its strength."""
+
+
 class UndecidedError(MigrateError):
     """The commit may have reached the destination but no answer came: the source guest stays paused."""
 

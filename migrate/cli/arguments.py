@@ -102,6 +102,20 @@ def add_state_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
     )
 
 
+def add_handover_options(parser: argparse.ArgumentParser) -> None:
+    """Where it stands whose the guest is, the same on both sides."""
+    group = parser.add_argument_group("handover")
+    add_state_option(group)
+    group.add_argument(
+        "--arbiter",
+        type=Path,
+        metavar="DIR",
+        help="folder on storage that both hosts see and both daemons may write, to be given at both sides: "
+        "there it is decided once which of them may run the guest; with it `migrate-src recover` takes a "
+        "guest back although the destination cannot be reached",
+    )
+
+
 def add_tls_options(parser: argparse.ArgumentParser, files: str, token: str) -> argparse._ArgumentGroup:
     """The options of TLS that both sides have; returns their group for the others.
 

@@ -12,10 +12,10 @@ from migrate.cli.arguments import (
     JOURNAL_COMMANDS,
     ArgumentParser,
     add_control_option,
+    add_handover_options,
     add_network_options,
     add_output_options,
     add_report_option,
-    add_state_option,
     add_tls_options,
     typed,
     whole_number,
@@ -123,7 +123,7 @@ def build_parser() -> ArgumentParser:
         help="memory a source may have for its page cache here; 0: no XBZRLE (default: %(default)s)",
     )
     add_network_options(parser)
-    add_state_option(parser.add_argument_group("handover"))
+    add_handover_options(parser)
     _add_tls_options(parser)
     add_control_option(parser)
     add_report_option(add_output_options(parser))

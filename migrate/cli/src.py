@@ -12,11 +12,11 @@ from migrate.cli.arguments import (
     JOURNAL_COMMANDS,
     ArgumentParser,
     add_control_option,
+    add_handover_options,
     add_network_options,
     add_output_options,
     add_report_option,
     add_source_tls_options,
-    add_state_option,
     seconds,
     typed,
     whole_number,
@@ -72,7 +72,7 @@ def build_parser() -> ArgumentParser:
     _add_page_options(parser)
     _add_lane_options(parser)
     add_network_options(parser)
-    add_state_option(parser.add_argument_group("handover"))
+    add_handover_options(parser)
     add_source_tls_options(parser)
     add_control_option(parser)
     add_report_option(add_output_options(parser))

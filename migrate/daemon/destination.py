@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 from migrate.config import DestinationConfig
+from migrate.daemon.arbiter import FileArbiter, ask
 from migrate.daemon.arrival import Arrival, CommandArrival
 from migrate.daemon.control_channel import ControlChannel
 from migrate.daemon.destination_start import begin
@@ -251,6 +252,13 @@ class DestinationDaemon:
     async def _look_and_begin(self, hello: m.Hello, channel: ControlChannel) -> m.Accept | m.Reject | None:
         """Look at the QEMU that waits, if one should, then `_begin`."""
         migration = hello.migration.hex()
+        if hello.arbiter and self._config.arbiter is not None:
+            try:
+                await ask(FileArbiter(self._config.arbiter, migration).look)
+            except MigrateError as error:
+                return m.Reject(error.message[:4000], (error.hint or "")[:4000], "destination")
+            if channel.lost:  # it did not wait so long
+                return None
         places = {spec.name: spec.path for spec in self._config.ram}
         ram = {block.name: places[block.name] for block in hello.blocks if block.name in places}
         if self._own is not None:

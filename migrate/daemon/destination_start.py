@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from migrate import __version__
 from migrate.config import DestinationConfig
+from migrate.daemon.arbiter import FileArbiter
 from migrate.daemon.arrival import Arrival
 from migrate.daemon.control_channel import ControlChannel
 from migrate.daemon.handed_over import HandedOver
@@ -58,7 +59,14 @@ def begin(
         hint = error.hint if isinstance(error, RamError) and error.hint else "--ram"
         return m.Reject(str(error)[:4000], hint[:4000], "destination")
     free = image.available_bytes or 0
-    offer = Offer(dict(lengths), free, config.xbzrle_cache_limit, holds_ram=image.holds_ram, qemu=qemu)
+    offer = Offer(
+        dict(lengths),
+        free,
+        config.xbzrle_cache_limit,
+        holds_ram=image.holds_ram,
+        qemu=qemu,
+        arbiter=config.arbiter is not None,
+    )
     agreed = negotiate(hello, offer)
     if isinstance(agreed, m.Reject):
         image.close()
@@ -102,7 +110,8 @@ def begin(
     known = {"identity": str(channel.identity)} if channel.identity is not None else {}
     reporter.event("connected", peer=channel.peer, migration=migration, **known)
     reporter.event("negotiated", **agreed.as_fields(), peer=hello.software)
-    return Incoming(reporter, machine, image, channel, arrival, journal)
+    arbiter = None if config.arbiter is None else FileArbiter(config.arbiter, migration)
+    return Incoming(reporter, machine, image, channel, arrival, journal, arbiter)
 
 
 def _tables_fit(page_size: int, lengths: Mapping[str, int]) -> bool:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 
+from migrate.daemon.arbiter import Arbiter, won_by
 from migrate.daemon.arrival import Arrival
 from migrate.daemon.control_channel import ControlChannel
 from migrate.daemon.device_state import DeviceState
@@ -46,6 +47,7 @@ class Incoming:
         channel: the control connection that said hello.
         arrival: brings the guest up; closed when the migration has ended.
         journal: of this migration; removed at the end unless the source may ask for it.
+        arbiter: without whose word the guest is not started; None: there is none.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Incoming:
         channel: ControlChannel,
         arrival: Arrival,
         journal: Journal,
+        arbiter: Arbiter | None,
     ) -> None:
         self.migration = machine.hello.migration.hex()
         self.handed_over = False
@@ -66,6 +69,7 @@ class Incoming:
         self._machine = machine
         self._image = image
         self._arrival = arrival
+        self._arbiter = arbiter
         self._journal = JournalWriter(journal)
         self._channel: ControlChannel | None = None
         self._identity = channel.identity
@@ -264,6 +268,8 @@ class Incoming:
             case a.StopHook():
                 if self._hook is not None:
                     self._hook.cancel()
+            case a.Claim():
+                self._spawn(self._claim())
             case a.RunCommit():
                 self._spawn(self._commit())
             case a.WriteJournal():
@@ -366,6 +372,11 @@ class Incoming:
     async def _write_journal(self, action: a.WriteJournal) -> None:
         error = await self._journal.write(action)
         self._input(self._machine.journalled, action.step, error)
+
+    async def _claim(self) -> None:
+        assert self._arbiter is not None
+        won, error = await won_by("destination", self._arbiter)
+        self._input(self._machine.claimed, won, error)
 
     async def _commit(self) -> None:
         """The guest is ours. Its RAM is whole: the marks go first, since the command looks for them."""

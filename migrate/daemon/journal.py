@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from migrate.daemon.arbiter import remove_arbiter
 from migrate.errors import JournalError
 from migrate.protocol.journal_record import FILE_BYTES, SLOT_BYTES, JournalRecord, decode_file, encode_slot
 
@@ -129,8 +130,13 @@ class Journal:
         self.record = record
 
     def remove(self) -> None:
-        """Remove and close it: the handover is settled, or never began. The second call does nothing."""
+        """Remove and close it: the handover is settled, or never began. The second call does nothing.
+
+        At the source the arbiter's file goes before it, so that none is left that nobody knows.
+        """
         if self._fd >= 0:
+            if self.record.side == "source" and self.record.arbiter:
+                remove_arbiter(Path(self.record.arbiter), self.record.migration)
             with contextlib.suppress(OSError):  # it says what is true; it only was not needed any more
                 self.path.unlink(missing_ok=True)
                 _sync_directory(self.path.parent)

@@ -35,7 +35,8 @@ def start_source_journal(config: SourceConfig, hello: m.Hello, image: RamImage, 
             is damaged, so that this may be so.
     """
     assert config.to is not None
-    return _start("source", config.state_dir, hello.migration.hex(), image, str(config.to), embedded)
+    first = _first("source", hello, image, str(config.to), embedded, config.arbiter)
+    return _start(config.state_dir, first)
 
 
 def start_destination_journal(
@@ -52,14 +53,12 @@ def start_destination_journal(
         RefusedError: a guest that an earlier migration brought runs on this RAM, or may; or a journal is
             damaged, so that this may be so.
     """
-    return _start("destination", config.state_dir, hello.migration.hex(), image, peer, embedded)
+    first = _first("destination", hello, image, peer, embedded, config.arbiter)
+    return _start(config.state_dir, first)
 
 
-def _start(
-    side: str, state_dir: Path | None, migration: str, image: RamImage, peer: str, embedded: bool
-) -> Journal:
-    directory = state_dir or default_state_dir()
-    ram = _places(image)
+def _start(state_dir: Path | None, first: JournalRecord) -> Journal:
+    directory, side, ram = state_dir or default_state_dir(), first.side, first.ram
     for found in find_journals(directory, side):
         record = found.record
         if record is None:
@@ -68,7 +67,7 @@ def _start(
                 side=side,
                 hint=f"settle what `status` says at the other side, then: rm {found.path}",
             )
-        if record.migration == migration and record.step in _GIVEN_UP and not found.in_use:
+        if record.migration == first.migration and record.step in _GIVEN_UP and not found.in_use:
             found.path.unlink(missing_ok=True)
             continue
         if not _same_files(record.ram, ram):
@@ -85,8 +84,22 @@ def _start(
             )
         if record.step in _LEFT and not found.in_use:
             found.path.unlink(missing_ok=True)
-    first = JournalRecord(side, _FIRST[side], migration, boot_id(), ram, peer=peer, embedded=embedded)
     return Journal.create(directory, first)
+
+
+def _first(
+    side: str, hello: m.Hello, image: RamImage, peer: str, embedded: bool, arbiter: Path | None
+) -> JournalRecord:
+    return JournalRecord(
+        side,
+        _FIRST[side],
+        hello.migration.hex(),
+        boot_id(),
+        _places(image),
+        peer=peer,
+        arbiter="" if arbiter is None else str(arbiter.absolute()),
+        embedded=embedded,
+    )
 
 
 _FIRST = {"source": Step.MOVING, "destination": Step.RECEIVING}

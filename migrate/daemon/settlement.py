@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from migrate.config import DestinationConfig
+from migrate.daemon.arbiter import FileArbiter, won_by
 from migrate.daemon.arrival import CommandArrival
 from migrate.daemon.control_channel import ControlChannel
 from migrate.daemon.hooks import HookError, hook_environment, run_hook
@@ -43,7 +44,9 @@ class Settlement:
     def __init__(self, config: DestinationConfig, reporter: Reporter, journal: Journal) -> None:
         self.record = journal.record
         survives = self.record.boot == boot_id() and not self.record.embedded
-        self.handover = DestinationHandover(self.record.step, same_boot=survives)
+        self.handover = DestinationHandover(
+            self.record.step, same_boot=survives, arbiter=bool(self.record.arbiter)
+        )
         self.forgotten = False
         """Both sides know; the journal is gone."""
         self._config = config
@@ -125,6 +128,10 @@ class Settlement:
             case Order.SAY_START_FAILED:
                 self._reporter.event("warning", message=f"the guest could not be started: {handover.reason}")
                 self._send(m.StartFailed(handover.reason))
+            case Order.CLAIM:
+                arbiter = FileArbiter(Path(self.record.arbiter), self.record.migration)
+                won, error = await won_by("destination", arbiter)
+                handover.claimed(won, "" if error is None else error.message)
             case Order.START:
                 self._reporter.event("committed")
                 handover.started(await self._start())

@@ -7,8 +7,10 @@ done. The guest is resumed only while the journal's lock is held, and only where
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from migrate.config import Address
+from migrate.daemon.arbiter import FileArbiter, won_by
 from migrate.daemon.control_channel import ControlChannel, open_control
 from migrate.daemon.journal import Journal
 from migrate.daemon.journal_writer import JournalWriter
@@ -51,8 +53,11 @@ class SourceRecovery:
         self._tls = tls
         self._answer_seconds = answer_seconds
         self._channel: ControlChannel | None = None
-        self._place = "the guest runs at the destination"
+        here = self._record.step in (Step.MOVING, Step.RESUMED)
+        self._place = "the guest runs here" if here else "the guest runs at the destination"
         self._over = False
+        self._unanswered: UndecidedError | None = None
+        """Why the arbiter has to decide."""
 
     async def run(self, force: Step | None = None) -> str:
         """Settle it; one clause: where the guest is now.
@@ -73,14 +78,33 @@ class SourceRecovery:
             await self._follow()
             if self._handover.step is Step.MOVING:
                 self._writer.remove()
-                if self._record.step is Step.MOVING:
-                    self._place = "the guest runs here"
             elif not self._over:
-                await self._ask_until_answered()
+                await self._ask_or_claim()
         finally:
             await self._writer.close(remove=False)
             await self._disconnect()
         return self._place
+
+    async def _ask_or_claim(self) -> None:
+        """Ask the destination; where it does not know or cannot be asked, the arbiter, if there is one."""
+        try:
+            await self._ask_until_answered()
+        except UndecidedError as undecided:
+            if not self._record.arbiter or self._handover.step is not Step.COMMITTED:
+                raise
+            self._unanswered = undecided
+            await self._disconnect()
+            self._handover.unanswered()
+            await self._follow()
+            self._place = (
+                "the guest runs here, by the arbiter's word; the destination never starts it, and the journal"
+                " stays until `migrate-src recover` could tell it so"
+            )
+
+    async def _claim(self) -> None:
+        arbiter = FileArbiter(Path(self._record.arbiter), self._record.migration)
+        won, error = await won_by("source", arbiter)
+        self._handover.claimed(won, "" if error is None else error.message)
 
     async def _ask_until_answered(self) -> None:
         """Ask again, on a new connection, while the daemon there still ends the migration itself."""
@@ -178,6 +202,15 @@ class SourceRecovery:
             case Order.FORGET:
                 self._writer.remove()
                 self._over = True
+            case Order.CLAIM:
+                await self._claim()
+            case Order.UNDECIDED if self._unanswered is not None:
+                raise UndecidedError(
+                    f"{self._unanswered.message}; {self._handover.reason}",
+                    side="destination",
+                    guest=self._where(),
+                    hint=self._unanswered.hint,
+                )
             case Order.UNDECIDED:
                 raise UndecidedError(
                     f"the destination does not know whether the guest runs there: {self._handover.reason}",

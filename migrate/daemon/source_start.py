@@ -7,11 +7,14 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from migrate import __version__
 from migrate.config import SourceConfig
+from migrate.daemon.arbiter import FileArbiter, ask, remove_arbiter
 from migrate.daemon.guest_control import CommandGuest, GuestControl, NoGuest, ProcessGuest, QmpGuest
 from migrate.daemon.hooks import hook_environment
+from migrate.daemon.journal import default_state_dir, find_journal
 from migrate.daemon.journal_start import start_source_journal
 from migrate.daemon.own_guest import Guest, OwnGuest
 from migrate.daemon.reporter import Reporter
@@ -69,6 +72,8 @@ async def migrate(
                 machine = SourceMachine(hello, config, image, tracker.live)
                 machine.stats.dirty_tracker = tracker.name
                 work = SourceWork(config, hello.migration.hex(), image, guest, tracker, machine, reporter)
+                if config.arbiter is not None:
+                    await open_arbiter(config, config.arbiter, hello.migration.hex(), stack)
                 journal = None
                 if not config.check:
                     embedded = own is not None
@@ -81,6 +86,22 @@ async def migrate(
             await daemon.run()
         finally:
             await guest.leave()
+
+
+async def open_arbiter(
+    config: SourceConfig, directory: Path, migration: str, stack: contextlib.ExitStack
+) -> None:
+    """Make the arbiter's file; it goes at the end, unless a journal stays that knows of it.
+
+    Raises ArbiterError.
+    """
+
+    def leave() -> None:
+        if find_journal(config.state_dir or default_state_dir(), "source", migration) is None:
+            remove_arbiter(directory, migration)
+
+    await ask(FileArbiter(directory, migration).open)
+    stack.callback(leave)
 
 
 @contextlib.contextmanager
@@ -136,4 +157,5 @@ def make_hello(config: SourceConfig, image: RamImage) -> m.Hello:
         verify=config.verify,
         warm=config.warm,
         digest_seed=os.urandom(32),
+        arbiter=config.arbiter is not None,
     )

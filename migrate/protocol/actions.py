@@ -144,6 +144,11 @@ class RemoveJournal(Action):
 
 
 @dataclass(frozen=True)
+class Claim(Action):
+    """Destination: ask the arbiter for the guest → `claimed`."""
+
+
+@dataclass(frozen=True)
 class CollectState(Action):
     """Source: run the state command → `state_collected`."""
 

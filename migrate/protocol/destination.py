@@ -275,6 +275,11 @@ class DestinationMachine:
         if self.state is not DestinationState.ENDED:
             self.pause.journalled(now, step, error)
 
+    def claimed(self, now: float, won: bool | None, error: MigrateError | None) -> None:
+        """Whether the arbiter gives the guest to this side; None: it does not answer."""
+        if self.state is not DestinationState.ENDED:
+            self.pause.claimed(now, won, error)
+
     def failed(self, now: float, error: MigrateError) -> None:
         """The shell met an error of this side."""
         if self.state is DestinationState.STARTING:

@@ -37,7 +37,7 @@ class DestinationPause:
         """Of the last pause that was to be prepared."""
         self.blobs: dict[str, bytes] = {}
         """Device state of the pause that is being prepared."""
-        self._handover = DestinationHandover()
+        self._handover = DestinationHandover(arbiter=machine.hello.arbiter)
         self._prepare: m.Prepare | None = None
         self._parts: dict[str, bytearray] = {}
         self._verifying = 0
@@ -199,6 +199,12 @@ class DestinationPause:
             raise ProtocolError("the source committed what was not prepared")
         self._follow(now)
 
+    def claimed(self, now: float, won: bool | None, error: MigrateError | None) -> None:
+        """What the arbiter says; None and an error: nothing."""
+        self._problem = error
+        self._handover.claimed(won, "" if error is None else error.message)
+        self._follow(now)
+
     def asked(self, now: float, question: m.Question) -> None:
         """The source asks how far this side is."""
         if (question.number, question.root) != (self.number, self._root):
@@ -257,6 +263,8 @@ class DestinationPause:
                     if order is Order.DECLINED:
                         machine.send(m.Verdict(self.number, Step.DECLINED.value, self._handover.reason))
                     machine.declined(now)
+            case Order.CLAIM:
+                machine.emit(a.Claim())
             case Order.START:
                 machine.emit(a.RunCommit())
             case Order.SAY_STEP:

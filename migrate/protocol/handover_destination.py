@@ -7,8 +7,9 @@
 The rules (design 4, Handover): `prepared` is on disk before the source hears of it; from then on the source
 may have committed. `declined` and `starting` are both final for a pause and both on disk before anything is
 done on their strength: nobody is told of `declined` before, and no command runs before `starting`. It never
-starts by itself: `prepared` becomes `starting` by a commit only. A record of another boot starts nothing:
-with the boot went the guest that was prepared, and what of its RAM was in memory.
+starts by itself: `prepared` becomes `starting` by a commit only, and where there is an arbiter only if that,
+asked before, says that the guest is this side's. A record of another boot starts nothing: with the boot went
+the guest that was prepared, and what of its RAM was in memory.
 
 One machine for the daemon while it lives and for whoever finds its journal afterwards. Inputs are the
 methods; outputs are orders in their order: a `Step` is to be written (→ `journalled`), an `Order` to be done.
@@ -31,6 +32,7 @@ class Order(Enum):
     REFUSE = "refuse the pause: it could not be journalled"
     DECLINED = "the pause is declined for ever"
     DECLINE_FAILED = "nobody knows whether it is declined: say nothing"
+    CLAIM = "ask the arbiter for the guest (→ claimed)"
     START = "let the guest go (→ started)"
     LOOK = "find out whether the guest runs (→ looked)"
     SAY_STEP = "answer with what the journal says"
@@ -45,14 +47,17 @@ class DestinationHandover:
     Args:
         step: what the journal says; after `receiving` somebody else's work is taken up.
         same_boot: the journal was written in this boot of the host.
+        arbiter: nothing is started without its word.
     """
 
-    def __init__(self, step: Step = Step.RECEIVING, same_boot: bool = True) -> None:
+    def __init__(self, step: Step = Step.RECEIVING, same_boot: bool = True, *, arbiter: bool = False) -> None:
         self.step = step
         """What the journal says, as far as is known."""
         self.reason = ""
         """Why it is declined, or could not be started."""
         self._same_boot = same_boot
+        self._arbiter = arbiter
+        self._claiming = False
         self._writing: tuple[Step, ...] = ()
         self._owes_answer = False
         self._settles = False
@@ -86,15 +91,33 @@ class DestinationHandover:
 
     def commit(self) -> bool:
         """The source has decided. False: there is nothing here that it could commit."""
-        if self._writing:
+        if self._writing or self._claiming:
             self._owes_answer = True
         elif self.step is Step.PREPARED and self._same_boot:
-            self._write(Step.STARTING)
+            self._claiming = self._arbiter
+            if self._arbiter:
+                self._orders.append(Order.CLAIM)
+            else:
+                self._write(Step.STARTING)
         elif self.step is Step.RECEIVING:
             return False
         else:
             self._answer()
         return True
+
+    def claimed(self, won: bool | None, reason: str) -> None:
+        """What the arbiter says; None: nothing, so nobody starts, and the next commit asks again."""
+        self._claiming = False
+        if not self.promised:
+            return  # it was given up meanwhile
+        if won:
+            self._write(Step.STARTING)
+        elif won is None:
+            self.reason = reason
+            self._orders.append(Order.SAY_START_FAILED)
+        else:
+            self._owes_answer = True
+            self.void("the source has taken the guest back by the arbiter's word")
 
     def started(self, reason: str | None) -> None:
         """The guest was let go, or why not."""

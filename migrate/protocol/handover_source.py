@@ -7,7 +7,9 @@
 The rules (design 4, Handover): `pausing` is on disk before the guest is stopped, so that whoever finds the
 journal resumes it. Up to there a release is always allowed. `committed` is on disk before the first byte of
 the commit leaves; from then on only a destination that says `declined` gives the guest back, and that is on
-disk before it is resumed. A write that fails leaves the question to the next reader of the journal.
+disk before it is resumed. Where there is an arbiter its word does instead, if the destination cannot be
+asked: it gives the guest to one side only, and the destination starts nothing without it. A write that fails
+leaves the question to the next reader of the journal.
 
 One machine for the daemon while it lives and for `recover` after it: the latter makes it from the record.
 Inputs are the methods; outputs are orders, in the order in which they are to be carried out: a `Step` is to
@@ -30,6 +32,7 @@ class Order(Enum):
     RESUME = "let the guest run"
     COMMIT = "send the commit"
     ASK = "send the question how far the destination is"
+    CLAIM = "ask the arbiter for the guest (→ claimed)"
     HANDED_OVER = "the guest runs at the destination"
     LET_GO = "nothing more is to be written about the guest here: it may be ended"
     UNDECIDED = "end; the guest stays stopped"
@@ -243,6 +246,26 @@ class SourceHandover:
             return False
         self._orders.append(Order.FORGET)
         return True
+
+    # --- the arbiter ------------------------------------------------------------------------------
+
+    def unanswered(self) -> None:
+        """The destination cannot be asked, or does not know; there is an arbiter."""
+        self.unlink()
+        if self.step is Step.COMMITTED and not self._writing:
+            self._orders.append(Order.CLAIM)
+
+    def claimed(self, won: bool | None, reason: str) -> None:
+        """What the arbiter says; None: nothing."""
+        if won:
+            self.reason = "the arbiter gave the guest to the source"
+            self._write(Step.TAKEN_BACK)
+        elif won is None:
+            self._undecided(reason)
+        else:
+            self._undecided(
+                "the arbiter gave the guest to the destination, which does not say whether it runs"
+            )
 
     def _undecided(self, reason: str) -> None:
         self.reason = reason

@@ -34,6 +34,8 @@ class Offer:
     """A RAM file has content that could be kept."""
     qemu: QemuMachine | None = None
     """The QEMU that waits here; it loads the devices of the source's."""
+    arbiter: bool = False
+    """This side has one."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def negotiate(hello: Hello, offer: Offer) -> Agreement | Reject:
     ):
         if value not in known:
             return Reject(f"{option} {value} is not known here; known: {', '.join(known)}", option, "source")
-    problem = _blocks_problem(hello, offer) or _qemu_problem(hello, offer)
+    problem = _blocks_problem(hello, offer) or _qemu_problem(hello, offer) or _arbiter_problem(hello, offer)
     if problem is not None:
         return problem
     if hello.data_bytes > offer.free_bytes:
@@ -182,4 +184,13 @@ def _qemu_problem(hello: Hello, offer: Offer) -> Reject | None:
             f"start QEMU with -accel {theirs.accelerator}",
             "destination",
         )
+    return None
+
+
+def _arbiter_problem(hello: Hello, offer: Offer) -> Reject | None:
+    """One that only one side asks would let both have the guest."""
+    if hello.arbiter and not offer.arbiter:
+        return Reject("the source has an arbiter, the destination none", "--arbiter DIR", "destination")
+    if offer.arbiter and not hello.arbiter:
+        return Reject("the destination has an arbiter, the source none", "--arbiter DIR", "source")
     return None

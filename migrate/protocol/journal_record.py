@@ -111,6 +111,8 @@ class JournalRecord:
     """Of the pause's RAM, hexadecimal; what the two sides agreed on."""
     peer: str = ""
     """HOST:PORT of the other side."""
+    arbiter: str = ""
+    """Folder of the arbiter of this migration; empty: it has none."""
     embedded: bool = False
     """The guest is part of the process that wrote this, and has ended with it."""
     guest: PausedGuest | None = None

@@ -139,6 +139,8 @@ class Hello(Message):
     """Keep what the RAM files hold, and send its digests: only what differs is to be sent."""
     qemu: Annotated[list[QemuMachine], Range(0, 1)] = field(default_factory=list)
     """The QEMU whose guest this is and whose devices come with `prepare`; none for other guests."""
+    arbiter: bool = False
+    """Nobody starts the guest, or takes it back undecided, without the arbiter's word."""
 
 
 @message("accept")

@@ -56,7 +56,7 @@ _SETTINGS = (
     *("to", "listen", "ram", "once", "output_dir"),
     *("xbzrle_cache_size", "xbzrle_cache_rule", "xbzrle_cache_limit"),
     *("guest_pid", "guest_qmp", "guest_socket", "source_after", "dirty_tracker", "dirty_log", "warm"),
-    "state_dir",
+    *("state_dir", "arbiter"),
     *(
         "downtime_limit_ms",
         "max_bandwidth",

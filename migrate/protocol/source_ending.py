@@ -179,6 +179,11 @@ class SourceEnding:
         where = f" --state-dir {config.state_dir}" if config.state_dir is not None else ""
         resume = _resume_by_hand(config)
         by_hand = "" if resume is None else f" (what resumes it: {resume})"
+        if config.arbiter is not None:
+            return (
+                f"migrate-src recover{where}: it asks the destination, and the arbiter where that cannot be"
+                f" reached; then it finishes, or takes the guest back; never resume it here by hand{by_hand}"
+            )
         return (
             f"with a migrate-dst there that listens and has the same --state-dir: migrate-src recover{where};"
             f" it asks, and finishes or takes back; never resume the guest here by hand unless it surely does"

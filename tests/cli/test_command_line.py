@@ -34,7 +34,14 @@ def test_the_option_names_are_the_contract() -> None:
         return set(parser._option_string_actions)  # type: ignore[attr-defined]
 
     both = {"-h", "--help", "--version", "--ram", "--json", "--control", "--metrics", "--report", "--receipt"}
-    both |= {"--keepalive-timeout", "--reconnect-timeout", "--state-dir", "--tls-dir", "--token-file"}
+    both |= {
+        "--keepalive-timeout",
+        "--reconnect-timeout",
+        "--state-dir",
+        "--arbiter",
+        "--tls-dir",
+        "--token-file",
+    }
     both |= {"--guest-socket"}
     assert options(src.build_parser()) == both | {
         "--to", "--xbzrle-cache-size", "--xbzrle-cache-rule", "--guest-pid", "--pause-cmd", "--resume-cmd",

@@ -231,12 +231,12 @@ def test_the_destination_finds_that_the_guest_runs(crash: Crash) -> None:
     assert crash.steps() == (["committed"], ["running"])
 
 
-def _killed_when_prepared(crash: Crash) -> int:
-    """The source commits to a destination that is gone; returns the port."""
+def killed_when_prepared(crash: Crash, *options: str) -> int:
+    """The source commits to a destination that is gone; returns the port. `options` are for both."""
     source_pid = crash.lab.witness.with_name("source.pid")
-    destination = crash.destination("--once", f"--on-prepare=kill -STOP $(cat {source_pid})")
+    destination = crash.destination("--once", f"--on-prepare=kill -STOP $(cat {source_pid})", *options)
     port = port_of(destination)
-    source = crash.source(port, f"--state-cmd=echo $PPID > {source_pid}")
+    source = crash.source(port, f"--state-cmd=echo $PPID > {source_pid}", *options)
     destination.wait_event("prepared")
     destination.signal(signal.SIGSTOP)
     source.signal(signal.SIGCONT)
@@ -251,7 +251,7 @@ def _killed_when_prepared(crash: Crash) -> int:
 @pytest.mark.failure_row("destination killed when prepared")
 def test_the_destination_killed_when_it_is_prepared(crash: Crash, row: FailureRow) -> None:
     """The commit reaches its journal through another daemon: nothing was lost."""
-    port = _killed_when_prepared(crash)
+    port = killed_when_prepared(crash)
     [status] = crash.status("destination")
     assert status["owner"] == "undecided" and "never started" in status["sentence"]
     later = crash.destination(listen=f"127.0.0.1:{port}")
@@ -268,7 +268,7 @@ def test_the_destination_killed_when_it_is_prepared(crash: Crash, row: FailureRo
 
 
 def test_a_prepared_destination_gives_the_guest_back(crash: Crash) -> None:
-    port = _killed_when_prepared(crash)
+    port = killed_when_prepared(crash)
     for _ in range(2):
         code, [said] = crash.recover("destination")
         assert (code, said["guest"]) == (0, "the guest is the source's and never starts here")
@@ -280,7 +280,7 @@ def test_a_prepared_destination_gives_the_guest_back(crash: Crash) -> None:
 
 
 def test_a_prepared_destination_whose_host_was_started_anew_declines(crash: Crash) -> None:
-    port = _killed_when_prepared(crash)
+    port = killed_when_prepared(crash)
     [found] = find_journals(crash.lab.destination_state, "destination")
     journal = Journal.open(found.path)
     journal.write(replace(journal.record, boot="another"))
@@ -292,7 +292,7 @@ def test_a_prepared_destination_whose_host_was_started_anew_declines(crash: Cras
 
 
 def test_a_prepared_ram_is_not_overwritten(crash: Crash) -> None:
-    _killed_when_prepared(crash)
+    killed_when_prepared(crash)
     other = crash.lab.witness.with_name("other-state")
     destination = crash.destination("--once")
     source = crash.source(port_of(destination), f"--state-dir={other}")

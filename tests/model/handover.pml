@@ -14,6 +14,9 @@
  * Never: two owners, a success that is lost, one that never was: the assertions. Always: once healed, one owner,
  * and a source that knows it: `ltl heals`, without any fairness, so every way leads there.
  *
+ * ARBITER: with one. Then the destination's host may also be gone for ever, and still the source comes to know whose
+ * the guest is.
+ *
  * MUTATION_… breaks a rule of the handover; each must be found. LOST_DISK: the destination's journal may be gone;
  * then it may stay undecided for ever, but the assertions hold.
  */
@@ -47,14 +50,19 @@ bool locked_here = true, locked_there = true;
 bool killed_here, killed_there;
 bool committing;                        /* the last look at the guest was taken */
 
+mtype:Side = { NOBODYS, THIS_SIDE, THAT_SIDE };
+mtype:Side decided = NOBODYS;           /* by the arbiter, for ever */
+bool gone;                              /* the destination's host, for ever */
+
 #define ONE_OWNER      (!(runs_here && runs_there))
-#define SETTLED        ((disk_here == nothing || disk_here == moving) && \
-                        (runs_here != runs_there || !alive || lost))
+#define KNOWN          (disk_here == resumed || disk_here == done || decided == THAT_SIDE)
+#define SETTLED        (((disk_here == nothing || disk_here == moving) && \
+                        (runs_here != runs_there || !alive || lost)) || (gone && KNOWN))
 
 /* Nothing comes any more. The source waits longer: until the destination has given up, or a person has looked at a
    guest that was being started when its host went down. */
 #define IMPATIENT      (!healed || timeout)
-#define VERY_IMPATIENT (!healed || (timeout && !locked_there && !TO_BE_SEEN))
+#define VERY_IMPATIENT (!healed || (timeout && (gone || (!locked_there && !TO_BE_SEEN))))
 #define TO_BE_SEEN     (disk_there == starting && !runs_there && !same_boot)
 
 /* A write to the journal; only after one that is on disk for certain is `step` what was to be written. Killed before
@@ -79,6 +87,23 @@ inline write_there(what) {
     :: d_step { !healed -> disk_there = what }
     :: !healed
     fi
+}
+
+/* The arbiter's word: the first claim decides. It may have decided, and give no answer. */
+#define CLAIM(side, no_answer) \
+    if \
+    :: decide(side) \
+    :: atomic { !healed -> decide(side); goto no_answer } \
+    :: atomic { !healed -> goto no_answer } \
+    fi
+
+inline decide(side) {
+    d_step {
+        if
+        :: decided == NOBODYS -> decided = side
+        :: else
+        fi
+    }
 }
 
 inline only_if(condition) {             /* else the program leaves it as it is */
@@ -147,7 +172,15 @@ again:
     :: atomic { ENDED_HERE && step == committed -> connect(QUESTION) }
 #endif
     :: atomic { ENDED_HERE && step != committed -> goto leave }         /* the journal stays */
+#ifdef ARBITER
+    :: atomic { VERY_IMPATIENT && step == committed -> hang_up_here() };
+        CLAIM(THIS_SIDE, leave);
+        only_if(decided == THIS_SIDE);                                  /* else the destination's, if it says so or not */
+        take_back()
+    :: atomic { VERY_IMPATIENT && step != committed -> goto leave }
+#else
     :: atomic { VERY_IMPATIENT -> goto leave }                          /* the same, or undecided */
+#endif
     :: down?PREPARED,_                                                  /* late */
     :: down?REFUSED,_
     :: down?SAYS_STARTING,_                                             /* it says later what came of it */
@@ -173,12 +206,7 @@ again:
             :: step == resumed -> tell_there(TOOK_BACK, pause); goto again
             :: else
             fi };
-        write_here(taken_back);
-        only_if(step == taken_back);
-        resume_guest();
-        write_here(resumed);
-        only_if(step == resumed);
-        tell_there(TOOK_BACK, pause)
+        take_back()
     :: atomic { down?SAYS_UNKNOWN,_;
             if
 #ifdef MUTATION_NO_RECORD_IS_ABORTED
@@ -191,6 +219,15 @@ again:
             goto leave }
     :: atomic { down?FORGOTTEN,_; disk_here = nothing; goto leave }
     od
+}
+
+inline take_back() {
+    write_here(taken_back);
+    only_if(step == taken_back);
+    resume_guest();
+    write_here(resumed);
+    only_if(step == resumed);
+    tell_there(TOOK_BACK, pause)
 }
 
 inline end_here() {
@@ -207,7 +244,7 @@ idle:   do
         :: atomic { !healed && ENDED_HERE -> connect(HELLO) }
         :: atomic { ENDED_HERE -> goto finish }
         :: down?_,_                                                     /* about a pause that was given up */
-        :: atomic { !healed || pause == PAUSES || !alive -> goto finish }
+        :: atomic { VERY_IMPATIENT || pause == PAUSES || !alive -> goto finish }
         od;
 #ifdef MUTATION_PAUSE_BEFORE_JOURNAL
         runs_here = false;
@@ -367,9 +404,17 @@ inline say_declined() {
 
 inline commit_came() {
     if
-    :: step == prepared -> start()
-#ifdef MUTATION_DECLINE_NOT_FINAL
-    :: step == declined -> start()
+    :: step == prepared ->
+#ifdef ARBITER
+        CLAIM(THAT_SIDE, not_started);
+        if
+#ifndef MUTATION_ARBITER_NOT_HEEDED
+        :: decided == THIS_SIDE -> decline(); say_declined()
+#endif
+        :: else -> start()
+        fi
+#else
+        start()
 #endif
     :: else -> answer()
     fi
@@ -380,7 +425,7 @@ inline end_there() {
     d_step { killed_there = false; locked_there = false; step = nothing }
 }
 
-active proctype destination() provided (!killed_here) {
+active proctype destination() provided (!killed_here && !gone) {
     mtype:Step step = receiving;
 
     {
@@ -439,12 +484,16 @@ leave:  atomic { end_there() }
     }
 }
 
-active proctype destination_recovers() provided (!killed_here) {
+active proctype destination_recovers() provided (!killed_here && !gone) {
     mtype:Step step;
     bool asked;
 
 end:do
-    :: atomic { !locked_there && calling == HELLO -> calling = NOBODY }
+    :: atomic { !locked_there && calling == HELLO -> calling = NOBODY;  /* it has not committed: that pause is over */
+            if
+            :: disk_there == prepared || disk_there == declined -> disk_there = nothing
+            :: else
+            fi }
     :: atomic { !locked_there && calling == QUESTION && (disk_there == nothing || number != pause) ->
             accept(); tell_here(SAYS_UNKNOWN, pause); hang_up_there() }
     :: atomic { !locked_there && disk_there == starting && !runs_there && IMPATIENT ->  /* a person who has looked */
@@ -492,6 +541,9 @@ leave:      atomic { end_there() }
 active proctype world() provided (!killed_here && !killed_there) {
 end:do
     :: atomic { healed = true; break }
+#ifdef ARBITER
+    :: atomic { healed = true; gone = true; runs_there = false; hang_up_there(); break }
+#endif
     :: atomic { open -> hang_up_here() }
     :: atomic { there -> hang_up_there() }
     :: atomic { !same && nempty(up) -> drain(up) }

@@ -10,7 +10,8 @@ can happen next, a step of a program or a fault, any number of times each:
 * on-commit fails, and has started the guest or not; a guest dies while it is paused; somebody else sends
   SIGCONT before the commit;
 * either side gives up, at any time; a daemon that slept goes on where it was; `recover` at either side; a
-  person who has looked forces.
+  person who has looked forces;
+* with an arbiter: it gives no answer, and has decided or not.
 
 What surrounds the machines in the daemons (rounds, proof, hooks) is reduced to its order: pause, prepare,
 look once more, commit. Which program may act is what the journals' locks make of it: one a side.
@@ -69,6 +70,8 @@ class World(NamedTuple):
     """It was let go at the destination at some time."""
     lost: bool = False
     """It was let go there, and died there."""
+    decided: str = ""
+    """By the arbiter: `source` or `destination`, for ever."""
     linked: bool = True
     up: tuple[Message, ...] = ()
     down: tuple[Message, ...] = ()
@@ -104,10 +107,10 @@ def _thaw(machine: Any, state: tuple[Any, ...]) -> Any:
     return machine
 
 
-def first_world() -> World:
+def first_world(*, arbiter: bool) -> World:
     """RAM is on its way, the guest runs at the source."""
     here = Program(True, freeze(SourceHandover()), phase="idle")
-    return World(here, Program(True, freeze(DestinationHandover()), connected=True))
+    return World(here, Program(True, freeze(DestinationHandover(arbiter=arbiter)), connected=True))
 
 
 @cache
@@ -139,10 +142,12 @@ class Model:
 
     Args:
         pauses: how many the source makes at most.
+        arbiter: there is one.
     """
 
-    def __init__(self, pauses: int) -> None:
+    def __init__(self, pauses: int, *, arbiter: bool) -> None:
         self._pauses = pauses
+        self._arbiter = arbiter
 
     def moves(self, world: World) -> Iterator[Move]:
         """Everything that can happen next."""
@@ -222,6 +227,8 @@ class Model:
         elif not program.work:
             if not world.linked and machine.step in (Step.COMMITTED, Step.DONE, Step.RESUMED):
                 yield "recover asks", False, self._ask(world, program)
+            if self._arbiter and not world.linked and machine.step is Step.COMMITTED:
+                yield "recover claims", False, self._tell_here(world, program, "unanswered")
             yield "recover gives up", False, self._kill_here(world)
         if program.live and program.phase == "deciding":
             if not world.linked:
@@ -284,7 +291,7 @@ class Model:
             after = self._tell_here(after, program, "link")
             return replace(after, up=(), down=(("verdict", None),))
         else:
-            machine = DestinationHandover(world.disk_there, world.same_boot)
+            machine = self._found_there(world)
             answers = Program(False, freeze(machine), connected=True)
             after = replace(world, there=answers, linked=True, up=(), down=())
         return self._tell_here(after, program, "link")
@@ -315,6 +322,13 @@ class Model:
                 )
             else:
                 yield "given up before it began", False, replace(world, here=rest)
+        elif order is Here.CLAIM:
+            claimed = _claim(world, "source")
+            won = claimed.decided == "source"
+            yield "source: the arbiter decides", False, self._tell_here(claimed, rest, "claimed", won, "")
+            for after in (world, claimed):
+                yield "source: no answer", True, self._tell_here(after, rest, "claimed", None, "")
+            yield "killed when it had claimed", True, self._kill_here(claimed)
         else:
             assert order is Here.RESUME
             after = replace(world, runs_here=world.alive)
@@ -355,7 +369,7 @@ class Model:
         machine, step, orders = _step_source(program.machine, call, arguments)
         work, ended, removed = list(program.work), False, False
         for order in orders:
-            if isinstance(order, Step) or order in (Here.PAUSE, Here.RESUME):
+            if isinstance(order, Step) or order in (Here.PAUSE, Here.RESUME, Here.CLAIM):
                 work.append(order)
             elif order is Here.COMMIT:
                 world = _say(world, "up", ("commit", world.pause))
@@ -417,6 +431,13 @@ class Model:
             for disk in (world, done):
                 after = self._tell_there(disk, rest, "journalled", order, False)
                 yield f"destination: {order.value} fails", True, after
+        elif order is There.CLAIM:
+            claimed = _claim(world, "destination")
+            won = claimed.decided == "destination"
+            yield "there: the arbiter decides", False, self._tell_there(claimed, rest, "claimed", won, "")
+            for after in (world, claimed):
+                yield "there: no answer", True, self._tell_there(after, rest, "claimed", None, "")
+            yield "killed there when it had claimed", True, self._kill_there(claimed)
         elif order is There.START:
             assert world.same_boot, "it starts what has gone with the boot"
             going = replace(world, runs_there=not world.lost, started=True)
@@ -451,12 +472,15 @@ class Model:
             assert kind == "settled"
             yield "settled", False, self._tell_there(rest, program, "settled", value)
 
+    def _found_there(self, world: World) -> DestinationHandover:
+        assert world.disk_there is not None
+        return DestinationHandover(world.disk_there, world.same_boot, arbiter=self._arbiter)
+
     def _recover_there(self, world: World) -> Iterator[Move]:
         """`migrate-dst recover`, and a person who has looked at a guest that did not survive its host."""
         if world.disk_there not in (Step.PREPARED, Step.STARTING):
             return
-        machine = DestinationHandover(world.disk_there, world.same_boot)
-        after = replace(world, there=Program(False, freeze(machine)))
+        after = replace(world, there=Program(False, freeze(self._found_there(world))))
         assert after.there is not None
         yield "recover there", False, self._tell_there(after, after.there, "recover")
         if world.disk_there is Step.STARTING and not world.runs_there and not world.lost:
@@ -475,7 +499,7 @@ class Model:
                 world = _say(world, "down", message)
 
         for order in orders:
-            if isinstance(order, Step) or order in (There.START, There.LOOK):
+            if isinstance(order, Step) or order in (There.START, There.LOOK, There.CLAIM):
                 work.append(order)
                 if order is Step.PREPARED:
                     world = replace(world, same_boot=True)
@@ -524,6 +548,11 @@ def _cut(world: World) -> World:
             peer.void("the connection broke")
             there = replace(there, machine=freeze(peer), work=(*there.work, *peer.take_orders()))
     return replace(world, here=here, there=there)
+
+
+def _claim(world: World, side: str) -> World:
+    """The first one decides."""
+    return replace(world, decided=world.decided or side)
 
 
 def _say(world: World, way: str, message: Message) -> World:

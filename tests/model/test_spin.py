@@ -70,9 +70,13 @@ def _run(directory: Path, *command: str) -> str:
     return ended.stdout
 
 
-@pytest.mark.parametrize("flags", [SAFETY, ()], ids=["assertions", "heals"])
-def test_every_state(tmp_path: Path, flags: tuple[str, ...]) -> None:
-    search = Search(tmp_path, ("-O1", *flags))
+@pytest.mark.parametrize(
+    ("flags", "defines"),
+    [(SAFETY, ()), ((), ()), ((), ("ARBITER",))],
+    ids=["assertions", "heals", "arbiter"],
+)
+def test_every_state(tmp_path: Path, flags: tuple[str, ...], defines: tuple[str, ...]) -> None:
+    search = Search(tmp_path, ("-O1", *flags), *defines)
     assert search.found == "", search.text
     search.check_complete()
     print(f"{search.states} states")
@@ -98,9 +102,11 @@ def test_a_destination_that_has_lost_its_journal(tmp_path: Path) -> None:
         (("MUTATION_DECLINE_NOT_JOURNALLED",), "acceptance cycle"),
         (("MUTATION_NO_LOCK",), "assertion violated"),
         (("LOST_DISK", "MUTATION_NO_RECORD_IS_ABORTED"), "assertion violated"),
+        (("ARBITER", "MUTATION_ARBITER_NOT_HEEDED"), "assertion violated"),
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
 )
 def test_a_broken_rule_is_found(tmp_path: Path, defines: tuple[str, ...], found: str) -> None:
-    search = Search(tmp_path, SAFETY if found == "assertion violated" else (), *defines)
+    flags = SAFETY if found == "assertion violated" and "ARBITER" not in defines else ()
+    search = Search(tmp_path, flags, *defines)
     assert search.found.startswith(found), search.text
