@@ -53,6 +53,8 @@ METRICS = (
     Metric("migrate_expected_downtime_seconds", "gauge", "Of a pause now", ("expected-downtime",), 0.001),
     Metric("migrate_downtime_seconds", "gauge", "Of the pause", ("downtime",), 0.001),
     Metric("migrate_throttle_ratio", "gauge", "Time the guest loses", ("cpu-throttle-percentage",), 0.01),
+    Metric("migrate_reread_pages", "counter", "Clean pages read again", ("ram", "reread-pages")),
+    Metric("migrate_unreported_pages", "counter", "Of these, not as sent", ("ram", "unreported-pages")),
     Metric("migrate_lane_resets", "counter", "Lanes begun anew", ("lane-resets",)),
     Metric("migrate_reconnects", "counter", "Control connections that came back", ("reconnects",)),
 )

@@ -261,6 +261,11 @@ class SourceDaemon:
             case a.Harvest():
                 harvest = partial(self._work.harvest, action.stopped)
                 self._spawn(self._do(harvest, self._machine.harvested, self._machine.failed))
+            case a.LookAgain():
+                look = partial(self._work.look_again, action)
+                self._spawn(self._do(look, self._machine.reread.looked, self._machine.failed))
+            case a.Distrust():
+                self._work.distrust(action)
             case a.Throttle():
                 self._spawn(self._turns.set_throttle(action.percent))
             case a.AllocateCaches():

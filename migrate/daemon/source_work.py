@@ -17,11 +17,13 @@ from migrate.daemon.guest_control import GuestControl, NoGuest
 from migrate.daemon.hooks import hook_environment, run_hook
 from migrate.daemon.reporter import Reporter
 from migrate.errors import CancelledMigration, GuestError, MigrateError, VerifyError
+from migrate.protocol import actions as a
 from migrate.protocol.source import SourceMachine
 from migrate.protocol.source_rounds import HarvestResult
 from migrate.ram.bitmap import DirtyBitmap
 from migrate.ram.digests import read_digests
 from migrate.ram.image import RamImage
+from migrate.ram.reread import Look, Rereader
 from migrate.ram.trackers import DirtyTracker, mark_all_data
 from migrate.ram.windows import cpu_count
 
@@ -48,6 +50,7 @@ class SourceWork:
         self._reporter = reporter
         self._told_fault: str | None = None
         self._stop = threading.Event()
+        self._rereader = Rereader(image, machine.digests)
 
     @property
     def tracker_name(self) -> str:
@@ -80,7 +83,20 @@ class SourceWork:
     def _harvest(self, stopped: bool) -> HarvestResult:
         dirty = DirtyBitmap(self._image.layout.total_pages)
         found = self._tracker.collect(dirty, stopped=stopped, stop=self._stop)
-        return HarvestResult(dirty, found.dirty_pages, found.seconds, found.began, found.compare_seconds)
+        return HarvestResult(
+            dirty, found.dirty_pages, found.seconds, found.began, found.compare_seconds, found.unsettled
+        )
+
+    async def look_again(self, action: a.LookAgain) -> Look:
+        """In the background: are pages that the tracker calls clean what was sent? Raises RamError."""
+        return await asyncio.to_thread(
+            self._rereader.look, action.candidates, action.start, action.most_pages
+        )
+
+    def distrust(self, action: a.Distrust) -> None:
+        """The tracker has missed pages: it compares all of RAM from now on."""
+        self._tracker.distrust(action.page, action.pages)
+        self._tell_fault()
 
     async def collect_state(self) -> list[tuple[str, bytes]]:
         """The pieces of device state: what --state-cmd makes, or the guest gives. Raises GuestError."""

@@ -161,6 +161,29 @@ class Confirm(Action):
 
 
 @dataclass(frozen=True)
+class LookAgain(Action):
+    """Source, in the background: compare these pages with what was sent, from `start` on → `looked`.
+
+    Until about `most_pages` were read. Nobody changes `candidates`.
+    """
+
+    candidates: DirtyBitmap
+    start: int
+    most_pages: int
+
+
+@dataclass(frozen=True)
+class Distrust(Action):
+    """Source: so many pages, this one first, changed and were not reported; the tracker must not be believed.
+
+    Before the next harvest. No input follows.
+    """
+
+    page: int
+    pages: int
+
+
+@dataclass(frozen=True)
 class Reread(Action):
     """Source, after `running`: read all RAM once more, then let go of the guest as configured → `reread`."""
 

@@ -26,6 +26,7 @@ from migrate.protocol.source_commit import CommitSequence
 from migrate.protocol.source_ending import SourceEnding
 from migrate.protocol.source_link import ControlState, SourceLink, rejected
 from migrate.protocol.source_pause import PauseSequence
+from migrate.protocol.source_reread import SourceReread
 from migrate.protocol.source_rounds import HarvestResult, SourceRounds
 from migrate.protocol.source_setup import SourceSetup
 from migrate.protocol.source_states import (
@@ -68,6 +69,7 @@ class SourceMachine:
             hello, config.keepalive_timeout, config.reconnect_timeout, self.emit, self.stats
         )
         self.rounds = SourceRounds(self, image.layout.total_pages, hello.page_size, live)
+        self.reread = SourceReread(self, image.layout, wanted=hello.verify != "stream")
         self.pause = PauseSequence(self)
         self.commit = CommitSequence(self)
         self.ending = SourceEnding(self)
@@ -287,10 +289,11 @@ class SourceMachine:
         """A harvest is done."""
         self.rounds.take(result)
         self.pause.work_ended("harvest")
+        lied = self.reread.judge(result)
         if self.state is SourceState.LAST_HARVEST:
-            self.pause.harvested(now, result)
+            self.pause.harvest() if lied else self.pause.harvested(now, result)
         elif self.state is SourceState.HARVESTING:
-            self.rounds.decide(now, result)
+            self.rounds.harvest() if lied else self.rounds.decide(now, result)
         else:
             self.check_resumed(now)
 
@@ -342,6 +345,7 @@ class SourceMachine:
         self.rounds.check_overdue(now)
         self.rounds.check_timeout(now)
         self.rounds.check_wanted(now)
+        self.reread.tick(now)
         if self.state in PAUSED:
             self.pause.tick(now)
         elif self.state in DECIDED:

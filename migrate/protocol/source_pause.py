@@ -105,9 +105,14 @@ class PauseSequence:
         self._phase(now, "pause")
         machine.emit(a.Report("paused", {"seconds": round(now - (machine.stats.pause_requested or now), 6)}))
         machine.enter(SourceState.LAST_HARVEST)
-        self._under_way |= {"harvest", "state"}
-        machine.emit(a.Harvest(stopped=True))
+        self._under_way.add("state")
+        self.harvest()
         machine.emit(a.CollectState())
+
+    def harvest(self) -> None:
+        """Fetch what is dirty, for the last time, or once more with another tracker."""
+        self._under_way.add("harvest")
+        self._machine.emit(a.Harvest(stopped=True))
 
     def pause_failed(self, now: float, error: MigrateError) -> None:
         """The guest did not stop."""

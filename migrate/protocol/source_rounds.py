@@ -33,6 +33,8 @@ class HarvestResult:
     """When the fetching began, monotonic."""
     compare_seconds: float = 0.0
     """What a harvest in the pause would cost on top: pages that may change unreported are compared there."""
+    unsettled: DirtyBitmap | None = None
+    """These pages; None: the tracker compares content itself, or nothing is known yet."""
 
 
 class SourceRounds:
@@ -53,6 +55,8 @@ class SourceRounds:
         self.pause_wanted = False
         """A person asked for the pause; it comes as soon as no lane is down."""
         self._dirty = DirtyBitmap(pages)
+        self.unsent = DirtyBitmap(pages)
+        """Reported, and perhaps not copied since."""
         self._first: HarvestResult | None = None
         self._waits_for_lanes = False
         self._started = 0.0
@@ -68,11 +72,12 @@ class SourceRounds:
 
     def take(self, harvest: HarvestResult) -> None:
         """Whatever becomes of a harvest, nothing fetched is lost."""
-        self._dirty.union(harvest.dirty)
+        self.add(harvest.dirty)
 
     def add(self, dirty: DirtyBitmap) -> None:
         """Pages that the destination holds in another way than it was thought."""
         self._dirty.union(dirty)
+        self.unsent.union(dirty)
 
     def begin_anew(self) -> None:
         """New lanes take over what those before them had to send, under the same round."""
@@ -112,10 +117,11 @@ class SourceRounds:
             return
         if machine.link.in_flight_bytes > self._bearable(now):
             return
+        self.unsent = self._dirty.copy()
         self.end(now)
         machine.enter(SourceState.HARVESTING)
         self._waits_for_lanes = False
-        machine.emit(a.Harvest(stopped=False))
+        self.harvest()
 
     def _bearable(self, now: float) -> float:
         """Bytes that may be in flight when a round ends: what is through within the downtime limit.
@@ -129,7 +135,7 @@ class SourceRounds:
         machine = self._machine
         if machine.state is SourceState.HARVESTING and self._waits_for_lanes and machine.link.settled(now):
             self._waits_for_lanes = False
-            machine.emit(a.Harvest(stopped=False))
+            self.harvest()
 
     def end(self, now: float) -> None:
         """The round is over, or broken off for the pause: remember and report its row."""
@@ -139,6 +145,10 @@ class SourceRounds:
         if row is not None:
             self.policy.round_ended(row, now, self.meter.rate(now))
             self._machine.emit(a.Report("round", row.as_dict(now, stats.page_size)))
+
+    def harvest(self) -> None:
+        """Fetch what is dirty."""
+        self._machine.emit(a.Harvest(stopped=False))
 
     def decide(self, now: float, result: HarvestResult) -> None:
         """A harvest is known: another round, the pause, or give up."""

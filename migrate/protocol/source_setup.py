@@ -97,6 +97,7 @@ class SourceSetup:
         """What the destination holds in another way than the table said is dirty; lanes may be opened."""
         machine = self._machine
         machine.rounds.add(differing)
+        machine.reread.forget()
         machine.link.knows_held_ram()
         begun = machine.state not in (SourceState.SETUP, SourceState.TRACKING)
         machine.emit(a.Report("begun-anew" if begun else "warm", {"pages": differing.count()}))

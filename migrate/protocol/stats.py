@@ -51,6 +51,10 @@ class MigrationStats:
     verify: str | None = None
     throttle_percent: int = 0
     """What share of its time the guest loses to the throttle now."""
+    reread_pages: int = 0
+    """Clean pages that the source read again in the background."""
+    unreported_pages: int = 0
+    """Of these, pages that differed and that the tracker did not report."""
     lane_resets: int = 0
     reconnects: int = 0
 
@@ -329,6 +333,8 @@ class MigrationStats:
             ram["remaining"] = 0 if completed else self.remaining_pages * self.page_size
             ram["dirty-pages-rate"] = round(self.dirty_rate)
             ram["unchanged"] = self.pages.unchanged
+            ram["reread-pages"] = self.reread_pages
+            ram["unreported-pages"] = self.unreported_pages
         else:
             ram["pages-written"] = self.pages.written
         return ram

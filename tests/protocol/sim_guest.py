@@ -10,7 +10,7 @@ from protocol_support import STRIPE, RamFiles
 from migrate.ram.bitmap import DirtyBitmap
 from migrate.ram.digests import DigestTable
 from migrate.ram.image import RamImage
-from migrate.ram.trackers import CollectStats, DirtyTracker
+from migrate.ram.trackers import CollectStats, DirtyTracker, ScanTracker
 
 
 class LogTracker(DirtyTracker):
@@ -21,6 +21,11 @@ class LogTracker(DirtyTracker):
 
     def __init__(self) -> None:
         self._dirty: DirtyBitmap | None = None
+        self._scan: ScanTracker | None = None
+        self.unmarked: list[tuple[int, int]] = []
+        """Stored, and not marked yet."""
+        self.distrusted: list[tuple[int, int]] = []
+        """What it was told of pages that it missed."""
 
     def describe(self) -> str:
         return "log: for the simulation"
@@ -30,8 +35,25 @@ class LogTracker(DirtyTracker):
         if self._dirty is not None:
             self._dirty.set_range(block * STRIPE + page, 1)
 
+    def mark_late(self, block: int, page: int) -> None:
+        """The mark of a write of some time ago, if it has not come yet."""
+        if (block, page) in self.unmarked:
+            self.unmarked.remove((block, page))
+            self.mark(block, page)
+
     def start(self, image: RamImage, digests: DigestTable) -> None:
         self._dirty = DirtyBitmap(image.layout.total_pages)
+        self._image, self._digests = image, digests
+
+    def distrust(self, page: int, pages: int) -> None:
+        self.distrusted.append((page, pages))
+        self._scan = ScanTracker(threads=1)
+        self._scan.start(self._image, self._digests)
+        self.fault = "it lies"
+
+    def close(self) -> None:
+        if self._scan is not None:
+            self._scan.close()
 
     def collect(
         self, bitmap: DirtyBitmap, *, stopped: bool = False, stop: threading.Event | None = None
@@ -39,7 +61,9 @@ class LogTracker(DirtyTracker):
         assert self._dirty is not None
         found = self._dirty.take()
         bitmap.union(found)
-        return CollectStats(0.0, 0.001, 0, found.count())
+        if self._scan is not None:
+            return self._scan.collect(bitmap)
+        return CollectStats(0.0, 0.001, 0, found.count(), unsettled=DirtyBitmap(found.pages))
 
 
 class Guest:

@@ -23,6 +23,7 @@ from migrate.protocol.source import SourceMachine
 from migrate.protocol.source_rounds import HarvestResult
 from migrate.protocol.source_states import SourceState
 from migrate.ram.bitmap import DirtyBitmap
+from migrate.ram.reread import Look, Rereader
 from migrate.ram.trackers import mark_all_data
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class SourceShell:
         self._senders: dict[int, Sender] = {}
         self._guest_work: deque[tuple[_Step, float]] = deque()
         self._guest_busy = False
+        self._rereader = Rereader(world.source_image, machine.digests)
 
     # --- inputs -----------------------------------------------------------------------------------
 
@@ -180,6 +182,10 @@ class SourceShell:
         match action:
             case a.StartTracker():
                 self._start_tracker()
+            case a.LookAgain():
+                world.after(world.delay(), partial(self._look, action))
+            case a.Distrust():
+                world.tracker.distrust(action.page, action.pages)
             case a.Throttle():
                 self._queue_guest(partial(self._throttle, action.percent), 0.0)
             case a.AllocateCaches():
@@ -266,11 +272,20 @@ class SourceShell:
         dirty = DirtyBitmap(world.source_image.layout.total_pages)
         all_cpus = stopped and not world.tracker.live  # a scan would begin threads for it
         found = world.tracker.collect(dirty, stopped=all_cpus)
-        result = HarvestResult(dirty, found.dirty_pages, world.now - began, began)
+        result = HarvestResult(dirty, found.dirty_pages, world.now - began, began, unsettled=found.unsettled)
         world.after(
             world.delay() + world.scenario.harvest_seconds,
             partial(self.input, self.machine.harvested, result),
         )
+
+    def _look(self, action: a.LookAgain) -> None:
+        """RAM is read at some moment, and the news come at a later one."""
+        world = self.world
+        look = self._rereader.look(action.candidates, action.start, action.most_pages)
+        world.after(world.delay() + world.scenario.look_seconds, partial(self._looked, look))
+
+    def _looked(self, look: Look) -> None:
+        self.input(self.machine.reread.looked, look)
 
     def _queue_guest(self, work: _Step, seconds: float) -> None:
         """One at a time, as under the daemon's lock."""
@@ -308,6 +323,7 @@ class SourceShell:
             self.input(self.machine.pause.pause_failed, GuestError("the guest did not stop"))
             return
         self.world.guest.pause()
+        self.world.all_marked()
         self.input(self.machine.pause.paused)
 
     def _resume(self) -> None:

@@ -15,6 +15,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from protocol_support import MIGRATION, PAGE, RamFiles, make_hello
@@ -83,6 +84,11 @@ class Scenario:
     tracker_seconds: float = 0.0
     harvest_seconds: float = 0.0
     confirm_seconds: float = 0.0
+    look_seconds: float = 0.0
+    late_seconds: float = 0.0
+    """So long after a write its mark may come in the log, while the guest runs."""
+    unmarked: float = 0.0
+    """The share of writes that nothing marks."""
     verify_seconds: float = 0.0
     prepare_seconds: float = 0.0
     commit_seconds: float = 0.0
@@ -172,8 +178,25 @@ class World:
         if self.scenario.tracker == "stop":
             return StopTracker()
         tracker = LogTracker()
-        self.here.on_write = tracker.mark
+        self.here.on_write = partial(self._mark, tracker)
         return tracker
+
+    def _mark(self, tracker: LogTracker, block: int, page: int) -> None:
+        """The guest wrote: data is stored first, its mark may come later, or never."""
+        if self.scenario.unmarked and self.rng.random() < self.scenario.unmarked:
+            return
+        if not self.scenario.late_seconds:
+            tracker.mark(block, page)
+            return
+        tracker.unmarked.append((block, page))  # a guest that is to stand marks what it has stored
+        seconds = self.rng.random() * self.scenario.late_seconds
+        self.after(seconds, partial(tracker.mark_late, block, page))
+
+    def all_marked(self) -> None:
+        """The guest stands: every store has its mark."""
+        if isinstance(self.tracker, LogTracker):
+            for block, page in list(self.tracker.unmarked):
+                self.tracker.mark_late(block, page)
 
     def _make_source(self) -> WatchedSource:
         scenario = self.scenario

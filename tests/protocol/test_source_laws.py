@@ -173,7 +173,7 @@ def test_every_message_to_the_source(shm_dir: Path, rng: random.Random, state: S
             world.finish()
 
 
-@pytest.mark.parametrize("error", [ERROR, NetworkError("x"), MigrateError("x")])
+@pytest.mark.parametrize("error", [GuestError("x"), NetworkError("x"), MigrateError("x")])
 def test_the_first_error_stands(shm_dir: Path, rng: random.Random, error: MigrateError) -> None:
     with source_in(shm_dir, S.SENDING, rng.getrandbits(32)) as world:
         world.source.machine.failed(world.now, error)

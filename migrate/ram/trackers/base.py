@@ -22,6 +22,8 @@ class CollectStats(NamedTuple):
     dirty_pages: int
     compare_seconds: float = 0.0
     """What a collect in the pause would cost on top of these seconds."""
+    unsettled: DirtyBitmap | None = None
+    """Pages that may still change without another report; None: content is compared, all is seen."""
 
 
 class DirtyTracker(abc.ABC):
@@ -78,6 +80,13 @@ class DirtyTracker(abc.ABC):
         What differs will be reported. None: any page may, all of RAM must be read. Raises RamError.
         """
         return None
+
+    def distrust(self, page: int, pages: int) -> None:
+        """So many pages, this one first, changed without a report: report what differs from here on.
+
+        Only for a tracker that tells `unsettled`, between two collects.
+        """
+        raise RuntimeError(f"{self.name} reports no page that it has not read: {pages} from {page} on")
 
     def close(self) -> None:  # noqa: B027 - most trackers hold nothing
         """Let go of everything; the second call does nothing."""

@@ -21,7 +21,8 @@ class LogTracker(MarkingTracker):
     """Fetches and clears the log of every block, atomically by words of 64 bits.
 
     The emulator stores data first and then sets the bit, with release order; devices mark what they wrote
-    before they tell the guest. What it does not mark is not seen.
+    before they tell the guest. What it does not mark is not seen,
+    and found by the background re-read (`protocol/source_reread.py`), which ends this tracker.
 
     Args:
         fds: an open file for each block, by its name, readable and writable. Stay open; closed by the caller.
@@ -32,6 +33,7 @@ class LogTracker(MarkingTracker):
     """
 
     name = "log"
+    blind_to = "the emulator does not mark all that it writes, or something else writes the RAM file"
 
     def __init__(self, fds: Mapping[str, int], pages: GuestPages | None = None) -> None:
         super().__init__(pages)

@@ -42,6 +42,8 @@ class MarkingTracker(DirtyTracker):
     """
 
     exact = False
+    blind_to: ClassVar[str]
+    """What probably goes on when a page changes that is not reported, for a person."""
     settle_seconds: ClassVar[float] = 0.0
     """Seconds after its report for which a page may still change without another one."""
 
@@ -97,9 +99,10 @@ class MarkingTracker(DirtyTracker):
         bitmap.union(found)
         seconds = monotonic() - began
         if stopped:
-            return CollectStats(began, seconds, recent_pages, found.count())
+            unsettled = self._recent.pages()
+            return CollectStats(began, seconds, recent_pages, found.count(), unsettled=unsettled)
         compare_seconds = recent_pages * image.layout.page_size / COMPARE_RATE
-        return CollectStats(began, seconds, 0, found.count(), compare_seconds)
+        return CollectStats(began, seconds, 0, found.count(), compare_seconds, recent)
 
     def reported(self) -> DirtyBitmap | None:
         """Fetch and clear what was written since the last call, for who sends nothing and only looks.
@@ -119,6 +122,17 @@ class MarkingTracker(DirtyTracker):
         suspects = self._recent.pages()
         suspects.union(self._found)
         return self._compare(suspects)
+
+    def distrust(self, page: int, pages: int) -> None:
+        if self._image is None:
+            raise RuntimeError("start() comes before distrust()")
+        if self._fallback is not None:
+            return
+        block = self._image.layout.block_of(page)
+        offset = (page - block.first_page) * self._image.layout.page_size
+        others = f" and {pages - 1} more" if pages > 1 else ""
+        text = f"the page at {offset:#x} of block {block.name!r}{others} changed and was not reported"
+        self._degrade(OSError(f"{text} ({self.blind_to})"))
 
     def close(self) -> None:
         if self._fallback is not None:

@@ -37,14 +37,16 @@ class WpTracker(MarkingTracker):
 
     Not reported, and looked for elsewhere: holes, DMA in flight (`MarkingTracker`); mappings that come, go or
     move, which make all they cover dirty; mappings of other processes, which end this tracker. A write by
-    write(2) into the file, or through a mapping that comes and goes between two harvests, is not seen: it is
-    noticed at the latest when RAM is read once more before the source lets go of it.
+    write(2) into the file, or through a mapping that comes and goes between two harvests, is not seen: the
+    background re-read finds it during the rounds, which ends this tracker (`protocol/source_reread.py`); what
+    it does not get to is noticed when RAM is read once more before the source lets go of it.
 
     Args:
         memory: descriptors of the guest; whoever made it closes it, after this tracker.
     """
 
     name = "wp"
+    blind_to = "something writes the RAM file by write(2), or through a mapping that came and went"
     settle_seconds = 2.0
 
     def __init__(self, memory: GuestMemory) -> None:
