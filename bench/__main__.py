@@ -8,10 +8,22 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import control, convergence, inspect_part, kernel_part, lane, memory, plan, product, qemu
+from bench import (
+    control,
+    convergence,
+    downtime,
+    inspect_part,
+    kernel_part,
+    lane,
+    memory,
+    plan,
+    product,
+    qemu,
+    tracking,
+)
 from bench.figures import Part, conditions, describe
 
-PARTS = ("kernel", "lane", "memory", "convergence", "control", "qemu", "plan")
+PARTS = ("kernel", "lane", "memory", "convergence", "tracking", "downtime", "control", "qemu", "plan")
 SHARED_MEMORY = Path("/dev/shm")
 DESCRIPTION = """Measure the real thing on this machine; say what was demanded and whether it was met.
 
@@ -19,6 +31,8 @@ DESCRIPTION = """Measure the real thing on this machine; say what was demanded a
   lane         idle random RAM over loopback against a bare pump and iperf3; then the whole product
   memory       peak resident memory of both daemons
   convergence  `sparse` behind 50 MB/s without XBZRLE and with it; the cache rules side by side
+  tracking     a harvest of 1 GiB with 1 % dirty; what each tracker costs the guest
+  downtime     sparse guests of 1, 4 and 16 GiB with 2 GiB in use, trackers `wp` and `log`: the pause
   control      time until the control sockets answer while pages move as fast as they can
   qemu         our destination against a QEMU's, from the same QEMU; migrate-inspect on whole pages
   plan         what migrate-src plan says beside what moves do, on a grid of workloads and links
@@ -46,7 +60,7 @@ def main() -> int:
         type=Path,
         default=SHARED_MEMORY,
         metavar="DIR",
-        help="where RAM files go, 2.5 GiB at most (default: %(default)s)",
+        help="where RAM files go, 4.5 GiB at most (default: %(default)s)",
     )
     options = parser.parse_args()
     for name in options.parts:
@@ -82,6 +96,8 @@ def _steps(runs: int, quick: bool, shared: Path) -> Iterator[tuple[str, Callable
     yield "memory", lambda: memory.run(mib, shared, 200e6)
     yield "convergence", lambda: convergence.run(quick, shared)
     yield "convergence", lambda: convergence.rules(quick, shared)
+    yield "tracking", lambda: tracking.run(runs, quick, shared)
+    yield "downtime", lambda: downtime.run(runs, quick, shared)
     yield "control", lambda: control.run(quick, shared)
     yield "qemu", lambda: qemu.run(runs, min(mib, 512), shared, not quick)
     yield "qemu", lambda: inspect_part.run(runs, min(mib, 512), shared, not quick)

@@ -178,6 +178,12 @@ class Lab:
         """How one of our commands is called."""
         return [program(name)]
 
+    def dirty_logs(self) -> tuple[list[str], list[str]]:
+        """Options that have the guest keep a dirty log of each block, and the source read it."""
+        logs = {name: Path(f"{path}.log") for name, path in self.source_ram.items()}
+        kept = [f"--dirty-log={path}" for path in logs.values()]
+        return kept, [f"--dirty-log={name}={path}" for name, path in logs.items()]
+
     def start_guest(self, *options: str) -> Program:
         """A new guest at the source, beating when this returns."""
         ram = [f"--ram={name}={path}" for name, path in self.source_ram.items()]

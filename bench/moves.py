@@ -69,12 +69,14 @@ async def move(
     source_options: Sequence[str],
     *,
     destination_options: Sequence[str] = (),
+    tracker: str = "auto",
     link_rate: float | None = None,
 ) -> Moved:
     """Start a guest, move it, and check at the destination that nothing was lost.
 
     Args:
         memory: directory on tmpfs for both sides' RAM files.
+        tracker: for `log` the guest keeps one.
         link_rate: bytes a second that the link lets through, all connections together; None: no limit.
 
     Raises:
@@ -83,14 +85,15 @@ async def move(
     with tempfile.TemporaryDirectory(prefix="migrate-test-bench-", dir=memory) as directory:
         lab = Lab(Path(directory), Path(directory), [("pc.ram", size)])
         with lab:
-            guest = lab.start_guest(*guest_options)
+            kept, read = lab.dirty_logs() if tracker == "log" else ([], [])
+            guest = lab.start_guest(*guest_options, *kept)
             destination = lab.start_destination("--once", *destination_options)
             port = destination.wait_event("listening")["port"]
             async with FaultProxy("127.0.0.1", port) as proxy:
                 if link_rate is not None:
                     proxy.add(Bandwidth(rate=link_rate, shared=True))
                     port = proxy.port
-                source = lab.start_source(port, guest, *source_options)
+                source = lab.start_source(port, guest, f"--dirty-tracker={tracker}", *read, *source_options)
                 watches = {"source": PeakWatch(source), "destination": PeakWatch(destination)}
                 status = await asyncio.to_thread(source.wait, MOVE_SECONDS)
                 await asyncio.to_thread(destination.wait)

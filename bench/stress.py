@@ -1,8 +1,9 @@
 """Move practice guests again and again, over everything that differs, and count what must be zero.
 
 Each move draws workload, number of RAM blocks, sizes, tmpfs or disk at each side, cache, rule, lanes,
-compression and proof level. Before the guest goes on at the destination the two sides' RAM files are
-compared byte by byte; afterwards its RAM and its witness log are checked.
+compression and proof level; the trackers take turns, in an order that is drawn anew each time round.
+Before the guest goes on at the destination the two sides' RAM files are compared byte by byte; afterwards
+its RAM and its witness log are checked.
 Thrash, and whatever else does not converge, moves with --timeout-action pause.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from bench.lab import Event, Lab, program
 
 WORKLOADS = ("idle", "sparse", "kv", "log", "zero", "mixed", "thrash")
+TRACKERS = ("wp", "wp-inject", "log", "scan", "stop", "auto")
 FAULTS = ("failed moves", "differing bytes", "guest check errors", "witness overlaps")
 COMPARE = """
 import sys, os
@@ -35,7 +37,9 @@ with open(sys.argv[1], "w") as result: result.write(str(count))
 """
 
 
-def draw(rng: random.Random, number: int, memory: Path, disk: Path) -> tuple[Lab, list[str], list[str], str]:
+def draw(
+    rng: random.Random, number: int, tracker: str, memory: Path, disk: Path
+) -> tuple[Lab, list[str], list[str], str]:
     """One move: its laboratory, the guest's and the source's options, and a line that says what it is."""
     workload = WORKLOADS[number % len(WORKLOADS)]
     blocks = [("pc.ram", f"{rng.choice((16, 32, 64))}M")]
@@ -52,7 +56,7 @@ def draw(rng: random.Random, number: int, memory: Path, disk: Path) -> tuple[Lab
         f"--lanes={rng.choice((1, 1, 2, 3))}",
         f"--compression={rng.choice(('none', 'none', 'none', 'zlib'))}",
         f"--verify={rng.choice(('stream', 'ram', 'ram', 'full'))}",
-        f"--dirty-tracker={rng.choice(('auto', 'auto', 'scan', 'stop'))}",
+        f"--dirty-tracker={tracker}",
         "--downtime-limit=1000",
         "--timeout-action=pause",
         f"--max-rounds={rng.choice((3, 5))}",
@@ -61,7 +65,12 @@ def draw(rng: random.Random, number: int, memory: Path, disk: Path) -> tuple[Lab
         source.append("--max-bandwidth=100M")
     kinds = "→".join("tmpfs" if place is memory else "disk" for place in places)
     story = f"{workload:7s} {len(blocks)} blocks {kinds:13s} {' '.join(source[:6])}"
-    return Lab(places[0], places[1], blocks), guest, source, story
+    lab = Lab(places[0], places[1], blocks)
+    if tracker == "log":
+        kept, read = lab.dirty_logs()
+        guest += kept
+        source += read
+    return lab, guest, source, story
 
 
 def move(lab: Lab, guest_options: list[str], source_options: list[str]) -> tuple[Counter[str], Event]:
@@ -111,13 +120,17 @@ def main() -> int:
     seed = secrets.randbits(32) if options.seed is None else options.seed
     rng = random.Random(seed)
     wrong: Counter[str] = Counter()
+    used: Counter[str] = Counter()
+    trackers: list[str] = []
     print(f"{options.moves} moves, --seed {seed}, {program('migrate-src')}", flush=True)
     for number in range(options.moves):
+        trackers = trackers or rng.sample(TRACKERS, len(TRACKERS))
+        tracker = trackers.pop()
         with (
             tempfile.TemporaryDirectory(prefix="migrate-test-stress-", dir="/dev/shm") as memory,
             tempfile.TemporaryDirectory(prefix="migrate-test-stress-", dir=options.disk) as disk,
         ):
-            lab, guest_options, source_options, story = draw(rng, number, Path(memory), Path(disk))
+            lab, guest_options, source_options, story = draw(rng, number, tracker, Path(memory), Path(disk))
             with lab:
                 found, summary = move(lab, guest_options, source_options)
         wrong.update(found)
@@ -125,10 +138,12 @@ def main() -> int:
         if summary:
             sent = summary["ram"]["transferred"] / 2**20
             rounds = summary["ram"]["dirty-sync-count"]
-            tracker, downtime = summary["dirty-tracker"], summary["downtime"]
-            numbers = f"{tracker:4s} {rounds:2d} rounds {sent:6.1f} MiB downtime {downtime:4d} ms"
+            taken, downtime = summary["dirty-tracker"], summary["downtime"]
+            used[taken] += 1
+            numbers = f"{taken:9s} {rounds:2d} rounds {sent:6.1f} MiB downtime {downtime:4d} ms"
         bad = ", ".join(f"{count} {name}" for name, count in found.items() if count) or "ok"
         print(f"{number + 1:4d} {story}: {numbers} {bad}", flush=True)
+    print("trackers: " + ", ".join(f"{name} {count}" for name, count in sorted(used.items())))
     print(", ".join(f"{wrong[name]} {name}" for name in FAULTS))
     bad_moves = sum(wrong.values())
     print(f"{options.moves} moves passed" if not bad_moves else "FAILED")
