@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.lab import Lab, Program
-from migrate.cli.wording import error_block, event_text
+from migrate.cli.error_text import error_block
+from migrate.cli.wording import event_text
 from migrate.errors import MigrateError
 
 README = Path(__file__).parents[1] / "README.md"

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from migrate.cli.arguments import ArgumentParser, typed, whole_number
 from migrate.cli.choose_reporter import report_usage_error
-from migrate.cli.wording import error_block, printable
+from migrate.cli.error_text import error_block
+from migrate.cli.plain_text import printable
 from migrate.config import parse_throttle
 from migrate.errors import MigrateError, NetworkError, UsageError
 from migrate.units import format_duration, format_size, parse_rate, parse_size

@@ -18,19 +18,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from migrate.cli.error_text import error_lines
+from migrate.cli.plain_text import Fields, number, percent, printable
 from migrate.cli.summary import summary_rows, summary_title
 from migrate.cli.wording import (
     TROUBLE,
-    Fields,
     check_items,
     check_verdict,
-    error_lines,
     event_text,
     expected_downtime,
     is_bad_news,
-    number,
-    percent,
-    printable,
     recent_hit_rate,
 )
 from migrate.daemon.event_reporter import dashed

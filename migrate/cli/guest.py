@@ -14,9 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from migrate.cli.arguments import ArgumentParser, add_output_options, seconds, typed, whole_number
+from migrate.cli.error_text import error_block
 from migrate.cli.json_reporter import JsonReporter
+from migrate.cli.plain_text import printable
 from migrate.cli.standard_streams import hold_standard_streams
-from migrate.cli.wording import error_block, printable
 from migrate.config import RamSpec
 from migrate.errors import MigrateError, RefusedError, UsageError
 from migrate.guest import checker, witness

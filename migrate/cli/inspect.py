@@ -21,8 +21,8 @@ from migrate.cli import (
 )
 from migrate.cli.arguments import ArgumentParser
 from migrate.cli.inspect_files import ILLEGAL, UNREADABLE
+from migrate.cli.plain_text import printable
 from migrate.cli.standard_streams import hold_standard_streams
-from migrate.cli.wording import printable
 from migrate.errors import MigrateError, ReportError, StreamError, VerifyError
 
 DESCRIPTION = """Read a migration stream and say what is in it, and whether it is legal.

@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 from migrate.cli.arguments import ArgumentParser
 from migrate.cli.inspect_extract import extract
 from migrate.cli.inspect_files import CHUNK, CLEAN, ILLEGAL, add_page_size, open_input
-from migrate.cli.wording import printable
+from migrate.cli.plain_text import printable
 from migrate.errors import RamError, UsageError
 
 MOST_RANGES = 1000

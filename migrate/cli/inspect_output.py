@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 from collections.abc import Callable, Mapping
 
-from migrate.cli.wording import printable
+from migrate.cli.plain_text import printable
 from migrate.errors import StreamError
 from migrate.protocol.record_listing import PageRecord
 from migrate.units import format_size

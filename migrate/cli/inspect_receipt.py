@@ -9,7 +9,7 @@ from pathlib import Path
 
 from migrate.cli.arguments import ArgumentParser
 from migrate.cli.inspect_files import CLEAN
-from migrate.cli.wording import printable
+from migrate.cli.plain_text import printable
 from migrate.errors import UsageError
 from migrate.protocol.receipt import MOST_BYTES, decode_file
 from migrate.units import format_size

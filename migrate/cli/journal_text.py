@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from migrate.cli.wording import printable
+from migrate.cli.plain_text import printable
 from migrate.daemon.journal import FoundJournal
 from migrate.protocol.journal_record import JournalRecord, Step
 

@@ -21,8 +21,8 @@ from migrate.cli.arguments import (
     typed,
 )
 from migrate.cli.choose_reporter import report_usage_error
+from migrate.cli.error_text import error_block
 from migrate.cli.journal_text import meaning, status_json
-from migrate.cli.wording import error_block
 from migrate.config import Address, DestinationConfig, RamSpec, SourceConfig
 from migrate.daemon.journal import FoundJournal, Journal, default_state_dir, find_journals
 from migrate.errors import JournalError, MigrateError, UndecidedError, UsageError

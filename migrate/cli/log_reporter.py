@@ -8,17 +8,11 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from migrate.cli.error_text import error_block
 from migrate.cli.json_reporter import Writable
+from migrate.cli.plain_text import Fields
 from migrate.cli.summary import summary_rows, summary_title
-from migrate.cli.wording import (
-    Fields,
-    check_items,
-    check_verdict,
-    error_block,
-    event_text,
-    is_bad_news,
-    progress_text,
-)
+from migrate.cli.wording import check_items, check_verdict, event_text, is_bad_news, progress_text
 from migrate.daemon.event_reporter import dashed
 from migrate.errors import MigrateError
 

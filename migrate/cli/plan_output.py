@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from migrate.cli.wording import percent
+from migrate.cli.plain_text import percent
 from migrate.protocol.forecast import Limits
 from migrate.protocol.plan import PlannedLink, Prediction, predict
 from migrate.protocol.plan_advice import Advice, advise

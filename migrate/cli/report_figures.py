@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from xml.etree.ElementTree import Element, SubElement
 
+from migrate.cli.plain_text import plural
 from migrate.cli.report_charts import (
     Format,
     Line,
@@ -18,7 +19,6 @@ from migrate.cli.report_charts import (
     parts_chart,
     rounds_chart,
 )
-from migrate.cli.wording import plural
 from migrate.protocol.report_reading import Numbers, SideReport
 from migrate.protocol.stats import DOWNTIME_PARTS
 from migrate.units import format_count, format_duration, format_rate, format_size

@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from migrate import __version__
+from migrate.cli.plain_text import describe, guest_text, printable
 from migrate.cli.report_figures import figures, summary_tiles
 from migrate.cli.report_style import STYLE
 from migrate.cli.summary import summary_title
-from migrate.cli.wording import describe, event_text, guest_text, printable
+from migrate.cli.wording import event_text
 from migrate.protocol.report_reading import SideReport
 from migrate.units import format_size
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from migrate.cli.wording import Fields, describe, guest_text, percent, plural, printable
+from migrate.cli.plain_text import Fields, describe, guest_text, percent, plural, printable
 from migrate.units import format_count, format_duration, format_rate, format_size
 
 if TYPE_CHECKING:  # it loads the kernel, which --help can do without

@@ -9,31 +9,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from migrate.cli.exit_codes import exit_code_name
-from migrate.errors import MigrateError
+from migrate.cli.plain_text import Fields, describe, number, percent, plural, printable
 from migrate.units import format_count, format_duration, format_rate, format_size, format_time_left
 
 if TYPE_CHECKING:  # it loads the kernel, which --help can do without
     from migrate.protocol.stats import MigrationStats
 
 _NEWLINE = "\n"  # what a hook said follows it; an event is one line
-
-Fields = Mapping[str, object]
-"""An event's fields; names with dashes."""
-
-
-def printable(value: object) -> str:
-    """The value as one line of text; what could steer a terminal becomes an escape."""
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def number(fields: Fields, name: str) -> float:
-    """A numeric field; 0 if it is missing, not a number, or not finite."""
-    value = fields.get(name)
-    return value if isinstance(value, int | float) and math.isfinite(value) else 0
 
 
 def event_text(name: str, fields: Fields, side: str) -> str:
@@ -51,46 +33,9 @@ def event_text(name: str, fields: Fields, side: str) -> str:
     return wording(fields, side)
 
 
-def describe(fields: Fields) -> str:
-    """All fields as `name value, name value`, with units where the name tells them."""
-    return ", ".join(f"{printable(name)} {_value_text(name, value)}" for name, value in fields.items())
-
-
-def _value_text(name: str, value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None:
-        return "none"
-    if isinstance(value, int | float):
-        return _number_text(name, value)
-    if isinstance(value, Mapping):
-        return f"({describe(value)})"
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return " ".join(_value_text("", item) for item in value) or "none"
-    return printable(value)
-
-
-def _number_text(name: str, value: float) -> str:
-    last = name.replace("_", "-").rsplit("-", 1)[-1]
-    if last in {"size", "bytes", "length"}:
-        return format_size(value)
-    if last == "bandwidth":
-        return format_rate(value) if value else "unlimited"
-    if last in {"seconds", "timeout", "delay", "downtime"}:
-        return format_duration(value)
-    if last == "ms":
-        return format_duration(value / 1000)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _because(fields: Fields) -> str:
     reason = fields.get("reason")
     return f": {printable(str(reason).replace(_NEWLINE, '; '))}" if reason else ""
-
-
-def plural(count: float, noun: str) -> str:
-    """`1 page`, `12.3k pages`."""
-    return f"{format_count(count)} {noun}{'' if count == 1 else 's'}"
 
 
 def _pages(fields: Fields, name: str) -> str:
@@ -142,14 +87,6 @@ def round_text(row: Fields) -> str:
     if isinstance(hit_rate, int | float):
         parts.append(f"cache hits {percent(hit_rate)}")
     return f"round {printable(row.get('round'))}: {', '.join(parts)}"
-
-
-def percent(share: float) -> str:
-    """`0 %`, `4.2 %`, `92 %`, `100 %`; never rounds to 100 what is not all."""
-    value = share * 100
-    if 0 < value < 9.95:
-        return f"{value:.1f} %"
-    return f"{math.floor(value) if value < 100 else value:.0f} %"
 
 
 def _lane_reset(fields: Fields, side: str) -> str:
@@ -335,15 +272,6 @@ TROUBLE = frozenset(
 """Events that a person should notice."""
 
 
-def guest_text(clause: object) -> str:
-    """Where the guest runs, after the label `guest`: "the guest runs here" says the word twice."""
-    return printable(clause).removeprefix("the guest ")
-
-
-def _printable_lines(text: str) -> str:
-    return "\n".join(printable(line) for line in text.strip().splitlines())
-
-
 def check_items(fields: Fields) -> list[tuple[str, str, str]]:
     """What, value and verdict of each of the pre-flight's items (`CheckItem`)."""
     items = fields.get("items")
@@ -391,31 +319,3 @@ def recent_hit_rate(stats: MigrationStats) -> float | None:
     row = stats.current_round
     recent = row.pages.hit_rate if row else None
     return stats.pages.hit_rate if recent is None else recent
-
-
-def error_lines(program: str, error: MigrateError) -> list[tuple[str, str]]:
-    """The error block as (label, text): what failed, on which side, where the guest runs, what to do next.
-
-    The label of the first line is the program with `error` or `cancelled`. A text may have several lines,
-    such as what a hook wrote.
-    """
-    verdict = "cancelled" if error.exit_code == 130 else "error"
-    message = _printable_lines(error.message or type(error).__name__)
-    message = message.replace("cancelled: cancelled", "cancelled", 1)  # what the peer gave as its reason
-    title = program if message.startswith("cancelled") else f"{program}: {verdict}"  # not twice
-    lines = [(title, message)]
-    if error.side:
-        lines.append((f"{'failed' if verdict == 'error' else verdict} at", f"the {printable(error.side)}"))
-    if error.guest:
-        lines.append(("guest", guest_text(error.guest)))
-    if error.hint:
-        lines.append(("next", _printable_lines(error.hint)))
-    lines.append(("exit code", f"{error.exit_code} ({exit_code_name(error.exit_code)})"))
-    return lines
-
-
-def error_block(program: str, error: MigrateError) -> str:
-    """`error_lines` as plain lines, each ended; what belongs to the first is indented."""
-    (title, message), *rest = error_lines(program, error)
-    lines = [f"{title}: {message}"] + [f"  {label}: {text}" for label, text in rest]
-    return "".join(line.replace("\n", "\n    ") + "\n" for line in lines)

@@ -10,7 +10,8 @@ import pytest
 from cli_support import source_stats, tell_migration
 
 from migrate.cli.log_reporter import QUIET_SECONDS, LogReporter
-from migrate.cli.wording import event_text, percent
+from migrate.cli.plain_text import percent
+from migrate.cli.wording import event_text
 from migrate.daemon.reporter import CheckItem
 from migrate.errors import CancelledMigration, GuestError, MigrateError, UndecidedError
 
