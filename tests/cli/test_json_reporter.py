@@ -49,6 +49,7 @@ def test_the_summary_has_qemus_names() -> None:
     assert set(summary["ram"]) == {
         "transferred", "remaining", "total", "duplicate", "normal", "normal-bytes", "page-size", "unchanged",
         "dirty-sync-count", "dirty-pages-rate", "mbps", "pages-per-second", "precopy-bytes", "downtime-bytes",
+        "reread-pages", "unreported-pages",
     }  # fmt: skip
     assert set(summary["xbzrle-cache"]) == {
         "cache-size", "bytes", "pages", "cache-miss", "cache-miss-rate", "encoding-rate", "overflow",
