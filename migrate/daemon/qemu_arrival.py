@@ -15,7 +15,8 @@ from migrate.daemon.qemu_checks import Capabilities, check_ram, machine_of
 from migrate.daemon.qmp_monitor import Monitor
 from migrate.errors import GuestError, MigrateError, ProtocolError, RefusedError
 from migrate.protocol.messages import QemuMachine
-from migrate.protocol.qemu_devices import STATE_NAME, ReturnPath
+from migrate.protocol.qemu_devices import STATE_NAME
+from migrate.protocol.qemu_return_path import ReturnPath
 
 LOAD_SECONDS = 30.0
 END_SECONDS = 10.0

@@ -7,7 +7,6 @@ destination is to load it, so it must end where it ends, and be small.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
 from migrate.errors import GuestError, ProtocolError
@@ -15,10 +14,7 @@ from migrate.protocol.messages import MAX_BLOB_BYTES
 from migrate.protocol.qemu_container import QemuStreamReader
 from migrate.protocol.qemu_ram import QemuRam
 from migrate.protocol.qemu_wire import (
-    ANSWER_BYTES,
-    ANSWER_SHUT,
     CAP_IGNORE_SHARED,
-    MAX_ANSWER_BYTES,
     Command,
     Configuration,
     Section,
@@ -85,29 +81,3 @@ class DeviceStream:
 
     def multifd_flush(self, offset: int) -> None:
         raise ProtocolError("the QEMU here sends in multifd channels")
-
-
-class ReturnPath:
-    """What a QEMU that loads a stream answers.
-
-    Attributes:
-        shut: status of the last message, once it came; 0: loaded.
-    """
-
-    def __init__(self) -> None:
-        self.shut: int | None = None
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> None:
-        """Take what it sent. Raises ProtocolError: no answer looks so."""
-        self._buffer += data
-        while self.shut is None and len(self._buffer) >= ANSWER_BYTES:
-            kind, length = struct.unpack_from(">HH", self._buffer)
-            if length > MAX_ANSWER_BYTES or (kind == ANSWER_SHUT and length != 4):
-                raise ProtocolError(f"the QEMU here answers its stream with {length} bytes of kind {kind}")
-            end = ANSWER_BYTES + length
-            if len(self._buffer) < end:
-                return
-            if kind == ANSWER_SHUT:
-                self.shut = int.from_bytes(self._buffer[ANSWER_BYTES:end], "big")
-            del self._buffer[:end]

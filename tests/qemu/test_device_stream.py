@@ -9,7 +9,8 @@ from qemu_support import IGNORE_SHARED, stream
 
 from migrate.errors import GuestError, ProtocolError
 from migrate.protocol import qemu_devices
-from migrate.protocol.qemu_devices import DeviceStream, ReturnPath
+from migrate.protocol.qemu_devices import DeviceStream
+from migrate.protocol.qemu_return_path import ReturnPath
 from migrate.protocol.qemu_wire import encode_pong, encode_shut
 
 
