@@ -60,13 +60,13 @@ def make_directory(directory: Path) -> None:
         raise RamError(f"{directory} cannot be made: {error.strerror}", side="destination") from error
 
 
-def digest(path: Path) -> str:
+def digest(path: Path, side: str = "destination") -> str:
     """SHA-256 of a file. Raises RamError."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise RamError(f"{path} cannot be read: {error.strerror}", side="destination") from error
+        raise RamError(f"{path} cannot be read: {error.strerror}", side=side) from error
 
 
 def write_state(directory: Path, state: bytes, description: bytes | None) -> None:
