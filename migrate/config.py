@@ -24,6 +24,7 @@ TimeoutAction = Literal["cancel", "pause"]
 SourceAfter = Literal["keep", "kill"]
 VerifyLevel = Literal["stream", "ram", "full"]
 Compression = Literal["none", "zlib"]
+StreamFormat = Literal["native", "qemu"]
 
 Throttle = int | Literal["auto"]
 """Per cent of the guest's time, 0 for none; or as much as it takes."""
@@ -32,6 +33,7 @@ CACHE_RULES: tuple[CacheRule, ...] = ("default", "qemu")
 DIRTY_TRACKERS: tuple[DirtyTrackerName, ...] = ("auto", "log", "wp", "wp-inject", "scan", "stop")
 TIMEOUT_ACTIONS: tuple[TimeoutAction, ...] = ("cancel", "pause")
 SOURCE_AFTERS: tuple[SourceAfter, ...] = ("keep", "kill")
+STREAM_FORMATS: tuple[StreamFormat, ...] = ("native", "qemu")
 COMPRESSIONS: tuple[Compression, ...] = ("none", "zlib")
 VERIFY_LEVELS: tuple[VerifyLevel, ...] = ("stream", "ram", "full")
 
@@ -112,6 +114,10 @@ class SourceConfig:
     to: Address | None
     """None: the migration is begun over `control`."""
     ram: tuple[RamSpec, ...]
+    format: StreamFormat = "native"
+    """Of the stream; qemu: a QEMU waits at `to`, not a migrate-dst."""
+    checkpoint: Path | None = None
+    """A folder that `migrate-dst --output-dir` has written: what is sent, instead of a running guest."""
     xbzrle_cache_size: int = 64 * MIB
     """Data and index of all lanes together; 0: no XBZRLE."""
     xbzrle_cache_rule: CacheRule = "default"
@@ -251,7 +257,8 @@ def validate_source(config: SourceConfig) -> None:
             raise UsageError("--check needs --to: the pre-flight looks at the destination")
     elif config.to.port == 0:
         raise UsageError("--to: port 0 is not a port one can connect to")
-    if not config.ram and config.guest_socket is None:
+    _check_format(config)
+    if not config.ram and config.guest_socket is None and config.checkpoint is None:
         raise UsageError("--ram: required, unless the guest offers its RAM itself on --guest-socket")
     _check_blocks(config.ram)
     _check_member("--dirty-tracker", config.dirty_tracker, DIRTY_TRACKERS)
@@ -327,6 +334,46 @@ def _check_blocks(ram: tuple[RamSpec, ...]) -> None:
     path, count = Counter(spec.path for spec in ram).most_common(1)[0] if ram else (Path(), 0)
     if count > 1:
         raise UsageError(f"--ram: {path} is given for {count} blocks; every block has a file of its own")
+
+
+def _check_format(config: SourceConfig) -> None:
+    """A QEMU knows nothing of what our own protocol has; a checkpoint is no guest."""
+    _check_member("--format", config.format, STREAM_FORMATS)
+    if config.checkpoint is not None and config.format != "qemu":
+        raise UsageError("--checkpoint needs --format qemu: only a QEMU can load the devices in it")
+    if config.format == "native":
+        return
+    if config.checkpoint is None:
+        raise UsageError(
+            "--format qemu needs --checkpoint: a folder that migrate-dst --output-dir has written"
+        )
+    not_there: tuple[tuple[str, object], ...] = (
+        ("--check", config.check),
+        ("--control", config.control),
+        ("--receipt", config.receipt),
+        ("--warm", config.warm),
+        ("--lanes", config.lanes > 1),
+        ("--compression", config.compression != "none"),
+        ("--tls-dir", config.tls_dir),
+        ("--tls-fingerprint", config.tls_fingerprint),
+        ("--arbiter", config.arbiter),
+    )
+    no_guest: tuple[tuple[str, object], ...] = (
+        ("--guest-pid", config.guest_pid),
+        ("--guest-qmp", config.guest_qmp),
+        ("--guest-socket", config.guest_socket),
+        ("--pause-cmd", config.pause_cmd),
+        ("--state-cmd", config.state_cmd),
+        ("--dirty-log", config.dirty_log),
+    )
+    for option, value in not_there:
+        if value:
+            raise UsageError(
+                f"{option} and --format qemu exclude each other: QEMU's protocol has no such thing"
+            )
+    for option, value in no_guest:
+        if value:
+            raise UsageError(f"{option} and --checkpoint exclude each other: a checkpoint does not run")
 
 
 def _check_dirty_log(config: SourceConfig) -> None:

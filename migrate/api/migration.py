@@ -6,10 +6,12 @@ from functools import partial
 
 from migrate.api.run import Run, with_metrics
 from migrate.config import SourceConfig
+from migrate.daemon.checkpoint_source import send_checkpoint
 from migrate.daemon.own_guest import Guest
 from migrate.daemon.reporter import Reporter
 from migrate.daemon.source_service import serve_source
 from migrate.daemon.source_start import migrate
+from migrate.errors import UsageError
 
 
 class Migration(Run):
@@ -29,5 +31,10 @@ def send(config: SourceConfig, *, guest: Guest | None = None, reporter: Reporter
     Awaiting what this returns gives a Result once the guest runs at the destination. It raises
         MigrateError: the class says what failed, `guest` where the guest runs now.
     """
-    start = partial(migrate if config.control is None else serve_source, config, own=guest)
+    if config.format == "qemu":
+        if guest is not None:
+            raise UsageError("a guest in this process has no devices that a QEMU could load", side="source")
+        start = partial(send_checkpoint, config)
+    else:
+        start = partial(migrate if config.control is None else serve_source, config, own=guest)
     return Migration("source", with_metrics(config.metrics, start), reporter)

@@ -64,6 +64,21 @@ def build_parser() -> ArgumentParser:
         f"for several RAM blocks (default name: {config.DEFAULT_BLOCK_NAME})",
     )
     parser.add_argument(
+        "--format",
+        choices=config.STREAM_FORMATS,
+        default="native",
+        help="of the stream: native for a migrate-dst, qemu for a QEMU that waits with -S -incoming "
+        "tcp:HOST:PORT (tried with 7.2): no proof, no TLS, no second connection, and `cont` is yours "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="with --format qemu: send what migrate-dst --output-dir DIR has stored; --ram NAME=PATH for "
+        "blocks that were moved elsewhere",
+    )
+    parser.add_argument(
         "--check", action="store_true", help="full pre-flight together with the destination; moves nothing"
     )
     _add_guest_options(parser)
@@ -261,6 +276,8 @@ def warnings(config: SourceConfig) -> list[str]:
     found = []
     if not config.tls:
         found.append(NO_TLS)
+    if config.checkpoint is not None:
+        return found
     ways = (config.guest_pid, config.guest_qmp, config.guest_socket, config.pause_cmd)
     if all(way is None for way in ways) and not config.check:
         found.append(

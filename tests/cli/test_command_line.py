@@ -47,7 +47,7 @@ def test_the_option_names_are_the_contract() -> None:
         "--to", "--xbzrle-cache-size", "--xbzrle-cache-rule", "--guest-pid", "--pause-cmd", "--resume-cmd",
         "--state-cmd", "--dirty-tracker", "--downtime-limit", "--max-bandwidth", "--switchover-bandwidth",
         "--max-rounds", "--timeout", "--timeout-action", "--source-after", "--verify", "--check",
-        "--compression", "--lanes", "--dirty-log", "--guest-qmp", "--warm",
+        "--compression", "--lanes", "--dirty-log", "--guest-qmp", "--warm", "--format", "--checkpoint",
         "--tls-fingerprint", "--tls-hostname", "--throttle",
     }  # fmt: skip
     assert options(dst.build_parser()) == both | {
