@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from migrate.config import DestinationConfig, SourceConfig
+from migrate.daemon.arbiter import remove_arbiter
 from migrate.daemon.journal import Journal, boot_id, default_state_dir, find_journals
 from migrate.errors import RefusedError
 from migrate.protocol import messages as m
@@ -83,6 +84,8 @@ def _start(state_dir: Path | None, first: JournalRecord) -> Journal:
                 hint=f"{program} recover --state-dir {directory}",
             )
         if record.step in _LEFT and not found.in_use:
+            if side == "source" and record.arbiter:
+                remove_arbiter(Path(record.arbiter), record.migration)
             found.path.unlink(missing_ok=True)
     return Journal.create(directory, first)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 from test_failures import port_of
 from test_handover_crash import Crash, killed_when_prepared
 
-from bench.lab import Lab
+from bench.lab import Lab, Program
 from tests.failure_table import FailureRow
 
 
@@ -150,3 +152,22 @@ def test_without_an_answer_nobody_starts(crash: Crash, arbiter: Arbiter, row: Fa
     assert crash.stopped and crash.starts == 1
     assert crash.steps() == ([], [])
     assert arbiter.names() == []
+
+
+def test_what_a_killed_source_left_there_goes_with_its_journal(crash: Crash, arbiter: Arbiter) -> None:
+    destination = crash.destination(arbiter.option, "--on-prepare=exit 3")
+    source = crash.source(port_of(destination), arbiter.option, "--max-bandwidth=1M")
+    source.wait_event("negotiated")
+    os.kill(supervisor_of(source), signal.SIGKILL)
+    source.kill()
+    assert (arbiter.names(), crash.steps()[0]) == ([".undecided"], ["moving"])
+    destination.wait_event("error")
+    again = crash.source(port_of(destination), arbiter.option)
+    assert again.wait() == 6, again.story()
+    assert (arbiter.names(), crash.steps()[0]) == ([], [])
+
+
+def supervisor_of(source: Program) -> int:
+    """Process id of the only child that migrate-src has while the guest runs."""
+    [child] = Path(f"/proc/{source.pid}/task/{source.pid}/children").read_text().split()
+    return int(child)
