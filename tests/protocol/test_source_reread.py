@@ -43,12 +43,14 @@ def tracker_of(world: World) -> LogTracker:
 def test_an_honest_tracker_is_never_accused(shm_dir: Path, rng: random.Random) -> None:
     """Marks that come late, looks that take long, lanes that break, daemons that are killed."""
     looks = counted = 0
-    for _ in range(40):
+    for _ in range(60):
         scenario = replace(
             draw(rng),
             tracker="log",
             verify="ram",
             tampered=0,
+            pages=rng.choice([(3, 2), (20, 20)]),
+            write_seconds=rng.choice([0.004, 0.05, 0.2]),
             timeout=rng.choice([0.5, 2.0]),
             downtime_limit_ms=rng.choice([1, 20]),
             max_rounds=1000,

@@ -87,6 +87,16 @@ def test_a_mark_after_the_last_copy_is_compared(
     assert collect(tracker) == [10]
 
 
+def test_distrusted_it_compares(tracker: LogTracker, log_fd: int, small_ram: Ram) -> None:
+    """The emulator did not mark what it wrote, and the background re-read found one of two pages."""
+    small_ram.fill(10, 4)
+    small_ram.fill(12, 4)
+    assert collect(tracker) == []
+    tracker.distrust(10, 1)
+    assert tracker.fault is not None and "the emulator does not mark all" in tracker.fault
+    assert collect(tracker) == [10, 12]
+
+
 def test_a_punched_hole_is_found_without_a_mark(
     log_fd: int, small_ram: Ram, image: RamImage, table: DigestTable
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from migrate.daemon.guest_memory import GuestMemory
 from migrate.ram.bitmap import DirtyBitmap
 from migrate.ram.digests import DigestTable
 from migrate.ram.image import RamImage, RamSpec
+from migrate.ram.reread import Rereader
 from migrate.ram.trackers import InjectedWpTracker, WpTracker
 
 
@@ -290,6 +292,34 @@ def test_another_process_that_maps_ram_ends_it(guest: TrackedGuest, monkeypatch:
     assert guest.collect() == []
     assert guest.tracker.fault is not None and "can write the RAM file as well" in guest.tracker.fault
     guest("end-child")
+
+
+@pytest.mark.parametrize("how", ["pwrite", "another mapping", "punched and read"])
+def test_what_it_is_blind_to_is_found_by_looking_again(
+    guest: TrackedGuest, clock: Clock, small_ram: Ram, how: str
+) -> None:
+    """No harvest reports it: the second look at RAM does, and `scan` goes on from there."""
+    clock.passed = 3.0  # what was there at the start has settled
+    assert guest.collect() == []
+    if how == "pwrite":
+        guest("pwrite", 7, 3)
+    elif how == "another mapping":
+        with mmap.mmap(small_ram.fd, 0) as mapped:
+            mapped[7 * PAGE] = 3
+    else:
+        guest("punch", 7, 1)
+        guest("load", 7)
+    assert guest.collect(stopped=True) == [], "blind"
+    candidates = DirtyBitmap(guest.pages)
+    candidates.set_all(guest.image.layout)
+    look = Rereader(guest.image, guest.table).look(candidates, 0, 1024)
+    assert look.differing is not None and look.differing.count() == 1 and look.differing.next() == 7
+    guest.tracker.distrust(7, 1)
+    fault = guest.tracker.fault
+    assert fault is not None
+    for words in ("wp failed: the page at 0x7000 of block 'pc.ram'", "not reported", "write(2)", "scan"):
+        assert words in fault
+    assert guest.collect() == [7]
 
 
 def test_a_guest_with_a_second_writer_is_refused(small_ram: Ram, image: RamImage) -> None:
