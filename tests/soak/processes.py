@@ -100,7 +100,10 @@ class _Story:
         self._check()
 
     def _move(self, guest: Program, port: int) -> None:
-        """Without faults; a destination that waits for a source that is no more says no for a while."""
+        """Without faults; a destination that waits for a source that is no more says no for a while.
+
+        What it was prepared for by a source that has given up, it has to be told by a person.
+        """
         options = (*QUICK, "--warm", "--timeout-action=pause", "--max-rounds=4")
         for _ in range(RECOVERIES):
             source = self.lab.start_source(port, guest, *options)
@@ -109,7 +112,13 @@ class _Story:
                 return
             if code != REFUSED:
                 break
-            time.sleep(0.5)
+            if "migrate-dst recover" in str(source.wait_event("error")["hint"]):
+                state = f"--state-dir={self.lab.destination_state}"
+                recovery = self.lab.run("migrate-dst", "recover", state)
+                assert recovery.wait() == 0, recovery.story()
+                self._tally.facts["given back by migrate-dst recover"] += 1
+            else:
+                time.sleep(0.5)
         raise AssertionError(source.story())
 
     def _start_destination(self, port: int) -> Program:
