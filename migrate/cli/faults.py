@@ -17,7 +17,14 @@ from migrate.cli.arguments import typed, whole_number
 from migrate.cli.choose_reporter import report_usage_error
 from migrate.cli.json_reporter import json_line
 from migrate.cli.standard_streams import hold_standard_streams
-from migrate.cli.toxic_spec import Partition, parse_partition, parse_toxic, toxic_help
+from migrate.cli.toxic_spec import (
+    Partition,
+    StepCommand,
+    parse_partition,
+    parse_step_command,
+    parse_toxic,
+    toxic_help,
+)
 from migrate.config import Address
 from migrate.errors import MigrateError, NetworkError, UsageError
 
@@ -45,6 +52,7 @@ examples:
   {PROGRAM} --listen 127.0.0.1:4400 --target 127.0.0.1:4444 --partition 2s+5s
   {PROGRAM} --listen 127.0.0.1:4400 --target 127.0.0.1:4444 --seed 7 \\
       --toxic bandwidth:rate=50M,shared=yes,direction=both --toxic corrupt:probability=1e-8
+  {PROGRAM} --listen 127.0.0.1:4400 --target 127.0.0.1:4444 --at 'commit:kill -9 4711'
 
 exit codes: 0 ended by Ctrl-C or SIGTERM, 2 usage, 4 cannot listen"""
 
@@ -79,6 +87,14 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="SPEC",
         help="repeatable, in the order of their times",
+    )
+    parser.add_argument(
+        "--at",
+        type=typed(parse_step_command),
+        action="append",
+        default=[],
+        metavar="MESSAGE:COMMAND",
+        help="run a shell command once, when this control message was sent and has not arrived (without TLS)",
     )
     parser.add_argument(
         "--seed",
@@ -138,8 +154,16 @@ async def _run(options: argparse.Namespace) -> None:
             raise NetworkError(f"cannot listen on {listen}: {error.strerror}") from error
         for toxic in options.toxic:
             proxy.add(toxic)
+        for step in options.at:
+            proxy.at(step.message, partial(_run_command, step, tell))
         tell("listening", {"host": listen.host, "port": proxy.port, "seed": seed})
         await _until_signal(_watch(proxy, tell), _partition(proxy, options.partition, tell))
+
+
+async def _run_command(step: StepCommand, tell: Tell) -> None:
+    process = await asyncio.create_subprocess_shell(step.command, stdin=asyncio.subprocess.DEVNULL)
+    status = await process.wait()
+    tell("step", {"message": step.message, "command": step.command, "status": status})
 
 
 async def _until_signal(*work: Coroutine[object, object, None]) -> None:

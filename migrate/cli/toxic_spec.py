@@ -140,6 +140,33 @@ def parse_toxic(text: str) -> Toxic:
 
 
 @dataclass(frozen=True, slots=True)
+class StepCommand:
+    """A command that is run when a control message goes past.
+
+    Attributes:
+        message: its name, `Message.TYPE`.
+        command: for /bin/sh.
+    """
+
+    message: str
+    command: str
+
+
+def parse_step_command(text: str) -> StepCommand:
+    """That of `MESSAGE:COMMAND`. Raises ValueError."""
+    from migrate.protocol import messages  # noqa: F401 - the catalogue; it loads the kernel
+    from migrate.protocol.schema import known_types
+
+    message, colon, command = text.partition(":")
+    if not colon or not command.strip():
+        raise ValueError(f"{text!r} is not MESSAGE:COMMAND, as in commit:'kill -9 4711'")
+    if message not in known_types():
+        names = ", ".join(sorted(known_types()))
+        raise ValueError(f"{message!r} is no control message: choose from {names}")
+    return StepCommand(message, command)
+
+
+@dataclass(frozen=True, slots=True)
 class Partition:
     """The network is away for some time.
 

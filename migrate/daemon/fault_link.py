@@ -10,8 +10,9 @@ import struct
 import termios
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
+from migrate.daemon.fault_steps import StepReader
 from migrate.daemon.toxics import Direction, Effect, Ending, Toxic
 
 READ_BYTES = 1 << 20
@@ -31,13 +32,18 @@ class Link:
     """
 
     def __init__(
-        self, direction: Direction, end: Callable[[Ending], None], changed: Callable[[], None]
+        self,
+        direction: Direction,
+        end: Callable[[Ending], None],
+        changed: Callable[[], None],
+        step: Callable[[str], Awaitable[None]],
     ) -> None:
         self.direction = direction
         self.received = 0
         self.delivered = 0
         self._end = end
         self._changed = changed
+        self._step = step
         self._offset = 0  # bytes that went past the toxics
         self._waiting: dict[Toxic, random.Random] = {}  # until their byte has come
         self._effects: dict[Toxic, Effect] = {}
@@ -45,6 +51,8 @@ class Link:
         self._removed = asyncio.Event()
         self._late = _LateDelivery(self._send)
         self._sink: socket.socket | None = None
+        self.steps: StepReader | None = None
+        """Of the connection, where something is to happen at a step; set before `run`."""
 
     def add(self, toxic: Toxic, rng: random.Random) -> None:
         """Let a toxic act from its byte on, which may have passed already."""
@@ -88,14 +96,27 @@ class Link:
         while count := await loop.sock_recv_into(source, buffer):
             self.received += count
             self._changed()
-            done = 0
-            while done < count:
-                done += await self._pass_on(buffer[done:count])
+            if self.steps is None:
+                await self._pass_all_on(buffer[:count])
+            else:
+                await self._pass_steps_on(self.steps.feed(self.direction, bytes(buffer[:count])))
             await asyncio.sleep(0)  # both calls may succeed at once for ever; others want their turn
+        if self.steps is not None:
+            await self._pass_steps_on(self.steps.rest(self.direction))
         if self._effects or not self._late.is_empty:
             await self._late.put(self._lag(), b"")
             await self._late.empty()
             await asyncio.sleep(sum(effect.close_delay for effect in self._effects.values()))
+
+    async def _pass_steps_on(self, pieces: Iterable[tuple[bytes, str]]) -> None:
+        for piece, message in pieces:
+            if message:
+                await self._step(message)
+            await self._pass_all_on(memoryview(bytearray(piece)))  # toxics change it in place
+
+    async def _pass_all_on(self, rest: memoryview) -> None:
+        while rest:
+            rest = rest[await self._pass_on(rest) :]
 
     async def _pass_on(self, rest: memoryview) -> int:
         """Deliver the beginning of `rest`, up to where a toxic wants a piece to end; returns its length."""

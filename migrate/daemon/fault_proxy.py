@@ -4,6 +4,7 @@
         proxy.add(ResetPeer(after=1_000_000, connections=lambda index: index == 1))
         ...                                   # connect to proxy.port instead
         await proxy.wait_for(lambda: proxy.connections[1].ended)
+        proxy.at("commit", kill_the_source)
         await proxy.cut("silent")
         await proxy.restore()
 
@@ -24,11 +25,12 @@ import itertools
 import random
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Literal, Self
 
 from migrate.daemon.fault_link import Link
+from migrate.daemon.fault_steps import StepReader
 from migrate.daemon.toxics import Ending, Toxic
 
 BACKLOG = 128
@@ -44,12 +46,18 @@ class Connection:
         ended: how it ended, once both halves have; "silent" leaves them open with nobody behind.
     """
 
-    def __init__(self, index: int, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, index: int, changed: Callable[[], None], step: Callable[[str], Awaitable[None]]
+    ) -> None:
         self.index = index
-        self.upstream = Link("upstream", self.end, changed)
-        self.downstream = Link("downstream", self.end, changed)
+        self.upstream = Link("upstream", self.end, changed, step)
+        self.downstream = Link("downstream", self.end, changed, step)
         self.ended: Ending | None = None
         self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+
+    def watch_steps(self) -> None:
+        """Look at the messages that go past; before any byte does."""
+        self.upstream.steps = self.downstream.steps = StepReader()
 
     def end(self, ending: Ending) -> None:
         """Begin to end it; the first word counts."""
@@ -109,6 +117,10 @@ class FaultProxy:
         self._seed = seed
         self._toxics: dict[Toxic, int] = {}
         self._numbers = itertools.count()
+        self._at: dict[str, list[Callable[[], Awaitable[None]]]] = {}
+        """What is to be done at the next message of a name."""
+        self._actions: set[asyncio.Task[None]] = set()
+        """Those that run: a connection that breaks meanwhile does not end them."""
         self._reserved: socket.socket | None = None
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
@@ -130,6 +142,10 @@ class FaultProxy:
         await self.cut("close")
         for sock in self._silent:
             close(sock, reset=True)
+        for action in self._actions:
+            action.cancel()
+        if self._actions:
+            await asyncio.wait(self._actions)
         if self._reserved is not None:
             self._reserved.close()
         if self._mistakes and error is None:
@@ -141,6 +157,14 @@ class FaultProxy:
         for connection in tuple(self._serving):
             self._apply(toxic, number, connection)
         return toxic
+
+    def at(self, message: str, action: Callable[[], Awaitable[None]]) -> None:
+        """Do something once, when a control message of that name was sent and has not arrived.
+
+        It is held until the action is over; other connections, and the other direction, go on. Call it before
+        anybody connects. Messages under TLS are not seen.
+        """
+        self._at.setdefault(message, []).append(action)
 
     def remove(self, toxic: Toxic) -> None:
         """Take a toxic off again; what it held up goes on."""
@@ -194,7 +218,9 @@ class FaultProxy:
             target = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             for sock in (client, target):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = Connection(len(self.connections), self._changed)
+            connection = Connection(len(self.connections), self._changed, self._step)
+            if self._at:
+                connection.watch_steps()
             self.connections.append(connection)
             for toxic, number in self._toxics.items():
                 self._apply(toxic, number, connection)
@@ -211,6 +237,19 @@ class FaultProxy:
             if connection.ended == "silent":
                 self._silent += (client, target)
             self._changed()
+
+    async def _step(self, message: str) -> None:
+        for action in self._at.pop(message, ()):
+            task = asyncio.ensure_future(self._act(action))
+            self._actions.add(task)
+            task.add_done_callback(self._actions.discard)
+            await asyncio.shield(task)
+
+    async def _act(self, action: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await action()
+        except Exception as mistake:
+            self._mistakes.append(mistake)
 
     def _apply(self, toxic: Toxic, number: int, connection: Connection) -> None:
         for link in (connection.upstream, connection.downstream):

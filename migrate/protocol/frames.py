@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from migrate import kernel
 from migrate.errors import ProtocolError
+from migrate.protocol import messages  # noqa: F401 - the catalogue by which payloads are decoded
 from migrate.protocol.schema import MAX_MESSAGE_BYTES, Message, decode, encode
 
 PREFACE_CONTROL = b"MIGRATE\x01"

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from migrate.cli.toxic_spec import Partition, parse_duration, parse_partition, parse_toxic
+from migrate.cli.toxic_spec import Partition, parse_duration, parse_partition, parse_step_command, parse_toxic
 from migrate.daemon.toxics import Bandwidth, Corrupt, Latency, ResetPeer, Slicer
+from migrate.protocol import frames
+from migrate.protocol import messages as m
 
 PATIENCE = 30.0
 
@@ -158,6 +162,40 @@ def test_a_partition_ends_connections_and_lets_none_in(target: socket.socket) ->
     with _dial(command), target:
         assert command.wait_for("connection")["connection"] == 1
     assert command.end() == 0
+
+
+def test_a_command_runs_when_a_message_goes_past(target: socket.socket, tmp_path: Path) -> None:
+    """It has ended before the message arrives."""
+    ran = tmp_path / "ran"
+    command = Command(*_where(target), "--at", f"ping:touch {shlex.quote(str(ran))}; exit 3")
+    frame = frames.encode_frame(m.Ping(1))
+    with _dial(command) as client:
+        there, _ = target.accept()
+        with there:
+            there.settimeout(PATIENCE)
+            client.sendall(frames.PREFACE_CONTROL + frame)
+            assert there.recv(8, socket.MSG_WAITALL) == frames.PREFACE_CONTROL
+            assert there.recv(len(frame), socket.MSG_WAITALL) == frame
+            assert ran.exists()
+            client.sendall(frame)
+            assert there.recv(len(frame), socket.MSG_WAITALL) == frame
+    step = command.wait_for("step")
+    assert (step["message"], step["status"]) == ("ping", 3)
+    assert command.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("commit", "is not MESSAGE:COMMAND"),
+        ("commit: ", "is not MESSAGE:COMMAND"),
+        ("comit:true", "'comit' is no control message: choose from accept, "),
+    ],
+)
+def test_a_wrong_step_says_what_is_right(text: str, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_step_command(text)
+    assert message in str(caught.value)
 
 
 def test_usage_and_a_port_that_is_taken(target: socket.socket) -> None:
