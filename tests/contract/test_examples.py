@@ -272,7 +272,8 @@ def test_the_examples_are_short(name: str, most: int) -> None:
     assert len((EXAMPLES / name).read_text().splitlines()) <= most
 
 
-def test_the_commands_of_the_readme(lab: Lab, shm_dir: Path) -> None:
+@pytest.mark.parametrize(("language", "every"), [("c", 1 << 20), ("python", 1 << 16)])
+def test_the_commands_of_the_readme(lab: Lab, shm_dir: Path, language: str, every: int) -> None:
     """As printed there, but for the port and the folder."""
     section = (ROOT / "README.md").read_text().split("### A guest that takes part")[1].split("\n### ")[0]
     lines = [shlex.split(line) for line in section.splitlines() if line.startswith("    ")]
@@ -280,7 +281,14 @@ def test_the_commands_of_the_readme(lab: Lab, shm_dir: Path) -> None:
         [word.replace("/tmp/", f"{shm_dir}/") for word in line] for line in lines
     ]
     subprocess.run(compiling, check=True, cwd=ROOT)
-    here, there = [Machine(line[:-2], Path(line[-2]), line[-1]) for line in machines]
+    programs = [line[:-2] for line in machines]
+    if language == "python":
+        in_python = section.split("In Python: `")[1].split("`")[0].split()
+        assert "` for `/tmp/machine`" in section and programs == [[f"{shm_dir}/machine"]] * 2
+        programs = [[in_python[0], str(ROOT / in_python[1])]] * 2
+    here, there = [
+        Machine(program, Path(line[-2]), line[-1]) for program, line in zip(programs, machines, strict=True)
+    ]
     try:
         wait_listening(there)
         here.wait_printed(1)
@@ -294,4 +302,4 @@ def test_the_commands_of_the_readme(lab: Lab, shm_dir: Path) -> None:
         there.wait_printed(1)
     finally:
         printed = here.end() + there.end()
-    check(printed, 1 << 20)
+    check(printed, every)

@@ -23,17 +23,30 @@ def client(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_operator_in_another_terminal(lab: Lab, shm_dir: Path) -> None:
+    """Start, watch, change, cancel and retry, by nothing but the small clients."""
     control = f"--control={shm_dir / 'src'}"
     guest = lab.start_guest()
-    destination = lab.start_destination("--once")
+    destination = lab.start_destination()
+    to = f"--to=127.0.0.1:{port_of(destination)}"
     source = idle_source(lab, guest, shm_dir / "src", "--max-bandwidth=4M")
     assert client("query", control).stdout == "none\n"
-    assert client("migrate", control, f"--to=127.0.0.1:{port_of(destination)}").returncode == 0
+    assert client("migrate", control, to).returncode == 0
     source.wait_event("status", lambda event: event["new"] == "active")
     assert client("query", control).stdout.startswith("active, round 1, ")
     assert json.loads(client("query", control, "--json").stdout)["ram"]["total"] == 16 << 20
+    twice = client("migrate", control, to)
+    assert twice.returncode == 1 and "under way already" in twice.stderr
     refused = client("set", control, "--max-rounds=0")
     assert refused.returncode == 1 and "--max-rounds 0: at least 1" in refused.stderr
+
+    assert client("cancel", control).returncode == 0
+    watched = client("watch", control)
+    assert watched.returncode == 1 and "cancelled" in watched.stdout.splitlines()[-1]
+    assert client("query", control).stdout.startswith("cancelled")
+    assert not lab.is_stopped(guest)
+    destination.wait_event("status", lambda event: event["new"] == "cancelled")
+
+    assert client("migrate", control, to).returncode == 0
     assert client("set", control, "--max-bandwidth=0", "--downtime-limit=2000").returncode == 0
     watched = client("watch", control)
     assert watched.returncode == 0 and "completed" in watched.stdout.splitlines()[-1]
@@ -41,8 +54,9 @@ def test_an_operator_in_another_terminal(lab: Lab, shm_dir: Path) -> None:
     assert late.returncode == 1 and "handed over" in late.stderr
     assert client("quit", control).returncode == 0
     assert source.wait() == 0
-    assert destination.wait() == 0
     lab.end_arrived_guest()
+    lab.check_guest(lab.destination_ram)
+    lab.check_witness()
 
 
 def test_qemus_own_shell(lab: Lab, shm_dir: Path) -> None:
